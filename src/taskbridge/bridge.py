@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from taskbridge import locks
-from taskbridge.background import in_thread
 from taskbridge.declaration import Declaration, declare, place_of, undeclared
 from taskbridge.durations import Duration, When, delay_s, seconds
 from taskbridge.exceptions import DeclarationError, UnsupportedError
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from taskbridge.schedules.plan import CatchUp, Overlap, Timing
     from taskbridge.stores.records import Records
     from taskbridge.surroundings import Around, Surrounding
+    from taskbridge.transactions import Transactions
     from taskbridge.unique import Unique
 
 P = ParamSpec("P")
@@ -104,9 +104,11 @@ class Bridge(Parts):
         remote_control: Whether a Celery worker obeys what changes something in Celery's remote control (rule I5).
         queue_type: The type of queues on RabbitMQ, but for those that have their own: `classic` or `quorum` (rule RQ1).
         wait_replicas: How many replicas of Redis must have a message before `send` returns (rule HA2).
+        commit: The databases whose open transaction a send waits for, or `outbox`; `using(commit=)` goes before it.
 
     Attributes:
         bound: Returns all that runs of a task need, and settling them; made once, and again after a change.
+        transactions: What knows the application's transactions, which `commit` needs; `taskbridge.django` sets it.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class Bridge(Parts):
         remote_control: bool | None = None,
         queue_type: QueueType | None = None,
         wait_replicas: int | None = None,
+        commit: str | Sequence[str] | None = None,
     ) -> None:
         given = {key: value for key, value in locals().items() if key != "self"}
         if result_ttl == "default":
@@ -145,6 +148,7 @@ class Bridge(Parts):
         self._tasks: dict[str, Declaration] = {PROBE.name: PROBE}
         self._around: tuple[Surrounding, ...] = ()
         self.bound: Callable[[str], BoundTask] = _Bound(self).__getitem__
+        self.transactions: Transactions | None = None
         self._sending = Sending(self)
 
     def __repr__(self) -> str:
@@ -169,11 +173,11 @@ class Bridge(Parts):
 
     @property
     def relay(self) -> Relay:
-        """What publishes what the store's outbox holds."""
+        """What publishes what the outboxes hold, the store's and the application's."""
         from taskbridge.engines.settle import record_buried
         from taskbridge.outbox import Relay
 
-        return self._part("relay", lambda: Relay(self, partial(record_buried, self)))
+        return self._part("relay", lambda: Relay(self, self._sending.relay, partial(record_buried, self)))
 
     @property
     def results(self) -> Results:
@@ -456,7 +460,7 @@ class Bridge(Parts):
 
     async def asend_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Do as `send_many` without blocking the event loop."""
-        return await in_thread(lambda: self.send_many(calls))
+        return await self._sending.asend_many(calls)
 
     # Running
 

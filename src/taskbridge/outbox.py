@@ -1,29 +1,34 @@
 """Outboxes: what is decided, and perhaps not published yet (rule OB1); and the thread that publishes it.
 
-An outbox is where a decision is kept, in the same transaction: that of a store, for what unique keys decide. So a
-message is published if, and only if, it was decided to send it, whoever dies meanwhile. It may be published twice. Each
-copy says so (`Message.relayed`): whoever takes it claims the mark of its attempt, and of two copies, one is run (rule
-A7). The mark, or the record, outlives the entry.
+An outbox is where a decision is kept, in the same transaction: that of a store, for what unique keys decide; or that of
+an application's own database, for what `commit="outbox"` sends. So a message is published if, and only if, it was
+decided to send it, whoever dies meanwhile. It may be published twice. Each copy says so (`Message.relayed`): whoever
+takes it claims the mark of its attempt, and of two copies, one is run (rule A7). The mark, or the record, outlives the
+entry.
+
+What a store's outbox holds is recorded, and holds its key. What an application's holds is neither: it is known to the
+store as it is relayed, and again if it is relayed twice, which changes nothing.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
 
 from taskbridge.background import Background
 from taskbridge.brokers.base import Buried, Taken, unpublished
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NewerFormError, PartlyPublished
 from taskbridge.logs import logger
-from taskbridge.message import DeadLetter
-from taskbridge.stores.backend import Backend, Commit, Entry
+from taskbridge.message import DeadLetter, Message
 from taskbridge.stores.entries import Held, loads_held
+from taskbridge.transactions import OUTBOX
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
 
-__all__ = ["Held", "Relay"]
+__all__ = ["ApplicationOutbox", "Held", "Outbox", "Relay"]
 
 _log = logger("taskbridge.outbox")
 
@@ -38,25 +43,79 @@ _TOGETHER: Final = 100
 _LEASE_S: Final = 6.0  # how long an entry is left to the worker that was told of it, and how soon it is tried again
 
 
+class Outbox(Protocol):
+    """What a relay looks into; a store's backend is one. Calls raise `BrokerUnavailable` if they fail."""
+
+    def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
+        """Return ids and texts of entries that are due; each is due again after `lease_s`.
+
+        Of any number that ask at once, one is told of an entry.
+        """
+        ...
+
+    def remove_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
+        """Remove entries; if that is undone, they are published again."""
+        ...
+
+    def hand_on_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
+        """Have entries be due at once: nobody here can publish them."""
+        ...
+
+
+class ApplicationOutbox(Outbox, Protocol):
+    """An outbox in an application's own database, to be written in the application's own transactions.
+
+    Attributes:
+        may_hold: Whether something may be there, as far as this process knows.
+    """
+
+    may_hold: bool
+
+    def put(self, texts: Sequence[str], then: Callable[[], object] | None) -> None:
+        """Put entries there, in the caller's transaction if one is open; call `then` when they are committed."""
+        ...
+
+    def leave(self) -> None:
+        """Close the connections of the calling thread, which ends."""
+        ...
+
+
+Give = Callable[[Sequence[Message], Sequence[float]], None]
+"""Publishes messages, or parks them if the first one has a delay; of each, in seconds."""
+
+
 class Relay(Background):
-    """Publishes what is due in an outbox, by its bridge's engine and broker. Any number may do so at once.
+    """Publishes what is due in outboxes, by its bridge's engine and broker. Any number may do so at once.
 
     Args:
         host: The bridge.
+        send: Publishes what the application's outbox holds, with its records; see `Sending.relay`.
         buried: Called with each dead letter of what can't be published.
     """
 
-    def __init__(self, host: Bridge, buried: Buried) -> None:
+    def __init__(self, host: Bridge, send: Callable[..., None], buried: Buried) -> None:
         super().__init__("relay", join_s=0.2)
         self._host = host
+        self._send = send
         self._buried = buried
-        self._left: set[str] = set()
+        self._left: dict[Outbox, set[str]] = {}
         self._has_found = False
+        self._is_application_away = False
 
     @property
-    def _outbox(self) -> Backend | None:
+    def _outbox(self) -> Outbox | None:
         store = self._host.store
         return None if store is None else store.backend
+
+    @property
+    def _application(self) -> ApplicationOutbox | None:
+        """The application's outbox, if something may be in it."""
+        transactions, settings = self._host.transactions, self._host.settings
+        if transactions is None:
+            return None
+        if settings.url.broker != "memory" or settings.commit == OUTBOX or transactions.outbox.may_hold:
+            return transactions.outbox
+        return None  # what runs only what it sends itself, in a test say, asks the database for nothing
 
     @property
     def _timeout_s(self) -> float:
@@ -77,38 +136,64 @@ class Relay(Background):
                 _log.exception("looking into the outbox failed, going on")
             if not has_more:
                 stop.wait(_LOOK_S if self._has_found or self._is_needed() else _SELDOM_S)
+        if self._application is not None:
+            self._application.leave()
 
     def _is_needed(self) -> bool:
         """Return whether tasks are known whose messages may be in the outbox.
 
         Where a record is in its message's database, that is what follows another message, and what is replayed.
         """
+        if self._application is not None:
+            return True
         return not self._host.settings.goes_along or any(each.unique for each in self._host.declarations())
 
     def step(self) -> bool:
-        """Publish what is due, up to 100 entries, and return whether there may be more.
+        """Publish what is due, up to 100 entries of each outbox, and return whether there may be more.
 
-        If broker or store are away, that raises `BrokerUnavailable`, and what is not published is due again soon.
+        If broker or store are away, that raises `BrokerUnavailable`, and what is not published is due again soon. A
+        failure of the application's database is logged once, and keeps back nothing else.
         """
-        outbox = self._outbox
+        outbox, application = self._outbox, self._application
         if outbox is None:
             return False
+        has_more = self._step(outbox, is_store=True)
+        if application is None:
+            return has_more
+        try:
+            has_more = self._step(application, is_store=False) or has_more
+            self._is_application_away = False
+        except Exception as exc:
+            if not self._is_application_away:
+                is_foreseen = isinstance(exc, BrokerUnavailable)
+                _log.warning("what is in the application's outbox waits: %s", exc, exc_info=not is_foreseen)
+            self._is_application_away = True
+        return has_more
+
+    def _step(self, outbox: Outbox, *, is_store: bool) -> bool:
         found = outbox.due_entries(most=_TOGETHER, lease_s=_LEASE_S, timeout_s=self._timeout_s)
-        self._has_found = bool(found)
-        has_more, read = len(found) == _TOGETHER, {key: self._read(key, text) for key, text in found}
-        held = [each for each in read.values() if each is not None and self._is_ready(each)]
-        self.publish(held, timeout_s=self._timeout_s)
+        has_more = len(found) == _TOGETHER
+        read = {key: self._read(outbox, key, text, is_store=is_store) for key, text in found}
+        if is_store:
+            self._has_found = bool(found)
+            ready = [each for each in read.values() if each is not None and self._is_ready(outbox, each)]
+            self.publish(ready, timeout_s=self._timeout_s)
+        else:
+            known = [(key, each) for key, each in read.items() if each is not None]
+            for has_key in (False, True):
+                part = [(key, each) for key, each in known if each.has_key is has_key]
+                self._publish(outbox, part, partial(self._send, timeout_s=self._timeout_s))
         if has_more:  # so many, handed on, would keep back what is put there after them
             return True
         left = {key for key, each in read.items() if each is None}
-        others = [Entry(key, None) for key in left - self._left]  # once in a while: perhaps nobody knows them
-        self._left = left
+        others = left - self._left.get(outbox, set())  # once in a while: perhaps nobody knows them
+        self._left[outbox] = left
         if others:
-            outbox.commit([Commit((), others)], timeout_s=self._timeout_s)
+            outbox.hand_on_entries(others, timeout_s=self._timeout_s)
         return False
 
     def publish(self, held: Sequence[Held], *, timeout_s: float) -> None:
-        """Publish what entries hold, and remove them; `PartlyPublished` if not all: others' entries are still there."""
+        """Publish what the store's outbox holds, and remove it; `PartlyPublished` if not all: the others stay there."""
         lives = {each.message.id: each.message.replays for each in held if each.kind == "replayed"}
 
         def decide(letter: DeadLetter) -> Taken | None:
@@ -117,69 +202,74 @@ class Relay(Background):
 
         if lives:
             self._host.broker.take_dead(decide, ids=list(lives), timeout_s=timeout_s)
+        if (outbox := self._outbox) is not None:
+            self._publish(outbox, [(each.key, each) for each in held], partial(self._hand_over, timeout_s))
+
+    def _hand_over(self, timeout_s: float, messages: Sequence[Message], waits: Sequence[float]) -> None:
+        if waits[0] > 0:
+            self._host.broker.park([*zip(messages, waits, strict=True)], timeout_s=timeout_s)
+        else:
+            self._host.broker.publish(messages, timeout_s=timeout_s)
+
+    def _publish(self, outbox: Outbox, held: Sequence[tuple[str, Held]], give: Give) -> None:
         now, accepted = self._host.now(), set[int]()
         for is_later in (False, True):
-            part = [index for index, each in enumerate(held) if (each.starts_at > now) is is_later]
+            part = [index for index, (_, each) in enumerate(held) if (each.starts_at > now) is is_later]
             try:
-                self._give([(held[index], max(0.0, held[index].starts_at - now)) for index in part], timeout_s)
+                self._give(outbox, [(*held[index], max(0.0, held[index][1].starts_at - now)) for index in part], give)
             except BrokerUnavailable as exc:
                 own = exc.accepted if isinstance(exc, PartlyPublished) else ()
                 accepted.update(part[index] for index in own)
                 raise PartlyPublished(exc, accepted=frozenset(accepted), unsure=frozenset()) from exc
             accepted.update(part)
 
-    def _give(self, held: Sequence[tuple[Held, float]], timeout_s: float) -> None:
+    def _give(self, outbox: Outbox, held: Sequence[tuple[str, Held, float]], give: Give) -> None:
         """Publish messages, or park them; one that can't be is buried, and keeps back no other."""
-        broker = self._host.broker
         if not held:
             return
         try:
-            if held[0][1] > 0:
-                broker.park([(each.message, delay_s) for each, delay_s in held], timeout_s=timeout_s)
-            else:
-                broker.publish([each.message for each, _ in held], timeout_s=timeout_s)
+            give([each.message for _, each, _ in held], [delay_s for _, _, delay_s in held])
         except PartlyPublished as exc:
-            self._remove([held[index][0].key for index in sorted(exc.accepted)])
+            self._remove(outbox, [held[index][0] for index in sorted(exc.accepted)])
             raise
         except BrokerUnavailable:
             raise
         except Exception as exc:
             if len(held) > 1:
                 for each in held:
-                    self._give([each], timeout_s)
+                    self._give(outbox, [each], give)
                 return
-            self._bury(held[0][0].message.dumps(), exc)
-        self._remove([each.key for each, _ in held])
+            self._bury(held[0][1].message.dumps(), exc)
+        self._remove(outbox, [key for key, _, _ in held])
 
-    def _remove(self, ids: Sequence[str]) -> None:
-        outbox = self._outbox
+    def _remove(self, outbox: Outbox, ids: Sequence[str]) -> None:
         try:
-            if ids and outbox is not None:
+            if ids:
                 outbox.remove_entries(ids, timeout_s=self._timeout_s)
         except BrokerUnavailable as exc:
             _log.warning("%d messages stay in the outbox, and are published again: %s", len(ids), exc.problem)
 
-    def _read(self, key: str, text: str) -> Held | None:
+    def _read(self, outbox: Outbox, key: str, text: str, *, is_store: bool) -> Held | None:
         """Return what an entry holds; None if it is left to other workers, or can't be read, and is buried."""
         try:
             held = loads_held(text)
-            if held.key != key:
+            if is_store and held.key != key:
                 raise DecodeError(f"entry {key!r} of the outbox holds message {held.message.id!r}")
             return held if self._host.knows(held.message.task) else None
         except NewerFormError as exc:
             _log.info("entry %s of the outbox is left to a newer release: %s", key, exc)
         except Exception as exc:
             self._bury(text.partition("\n")[2], exc)
-            self._remove([key])
+            self._remove(outbox, [key])
         return None
 
-    def _is_ready(self, held: Held) -> bool:
+    def _is_ready(self, outbox: Outbox, held: Held) -> bool:
         """Return whether what an entry holds is to be published now; if it never is, the entry is removed."""
         if held.kind != "follows" or (store := self._host.store) is None:
             return True
         is_next = store.claims.is_next(held.message, timeout_s=self._timeout_s)
         if is_next is None:
-            self._remove([held.key])
+            self._remove(outbox, [held.key])
         return bool(is_next)
 
     def _bury(self, text: str, error: Exception) -> None:

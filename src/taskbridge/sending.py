@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -11,6 +11,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
+from taskbridge.background import in_thread
 from taskbridge.durations import Duration, When, delay_s, seconds, timestamp
 from taskbridge.exceptions import (
     BrokerUnavailable,
@@ -31,14 +32,19 @@ from taskbridge.tasks import Call
 from taskbridge.unique import STARTS_IN_ORDER, digest_of
 
 if TYPE_CHECKING:
+    from types import EllipsisType
+
     from taskbridge.bridge import Bridge
     from taskbridge.brokers.base import Broker
     from taskbridge.brokers.redis import RedisBroker
     from taskbridge.declaration import Declaration
+    from taskbridge.outbox import ApplicationOutbox
     from taskbridge.stores.claims import Claims, Intent, Outcome
     from taskbridge.stores.records import Records, Status
+    from taskbridge.transactions import Transactions
     from taskbridge.unique import Unique
 
+T = TypeVar("T")
 R = TypeVar("R")
 
 LONGEST_DELAY_S: Final = 8 * 365.25 * 86400.0
@@ -69,6 +75,7 @@ class _Way:
     unique: Unique | None
     clock: Callable[[], float]
     runs_here: bool  # this process runs what it sends, so it is to be told
+    at_once: EllipsisType | None  # the `commit` of what waits for no transaction, or that of most such calls
 
 
 def check_priority(bridge: Bridge, task: str, queue: str, priority: Priority) -> None:
@@ -88,8 +95,16 @@ def check_priority(bridge: Bridge, task: str, queue: str, priority: Priority) ->
         )
 
 
-_Made = tuple[_Way, Message, "Call[Any]"]
-"""A message that is to be sent, how, and the call that it is of."""
+_Made = tuple[_Way, Message, "Call[Any]", float]
+"""A message that is to be sent, how, the call that it is of, and its delay in seconds."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A message that waits for transactions; `open` says for how many."""
+
+    made: _Made
+    open: int
 
 
 class Sending:
@@ -145,6 +160,7 @@ class Sending:
             unique=declaration.unique if diverted is None else None,
             clock=time.time if records is None and not runs_here else bridge.clock,
             runs_here=runs_here,
+            at_once=... if settings.commit is None else None,
         )
         return way
 
@@ -154,7 +170,24 @@ class Sending:
         message = self._message(way, call)
         if when is not None and way.unique is not None and way.unique.debounce_s is not None:
             raise ValueError(f"task {message.task!r} is debounced, which says when it starts: use send, not schedule")
-        return self._send(way, message, call, 0.0 if when is None else _wait_s(when, self._now))
+        wait_s = 0.0 if when is None else _wait_s(when, self._now)
+        if call.options.commit is not way.at_once and (hold := self._holding(call.options.commit)) is not None:
+            made = way, message, call, _debounced_s(way, wait_s)
+            self._checked(*made)
+            hold([made])
+            return self._handle(message)
+        return self._send(way, message, call, wait_s)
+
+    async def asend_call(self, call: Call[R], *, when: When | None) -> Handle[R]:
+        """Do as `send_call` without blocking the event loop."""
+        return await self._aside(lambda: self.send_call(call, when=when), call.options.commit)
+
+    async def _aside(self, act: Callable[[], T], commit: tuple[str, ...] | EllipsisType | None) -> T:
+        """Do what sends in a thread: in that of the caller's transactions, if it may wait for one."""
+        transactions = self._bridge.transactions
+        if transactions is None or (self._bridge.settings.commit if commit is ... else commit) is None:
+            return await in_thread(act)
+        return await transactions.aside(act)
 
     def send_tick(self, call: Call[Any], *, id: str, headers: dict[str, str]) -> None:
         """Send the message of a schedule's tick.
@@ -210,52 +243,124 @@ class Sending:
 
     def _send(self, way: _Way, message: Message, call: Call[Any], wait_s: float) -> Handle[Any]:
         if message.unique or message.digest:
-            return self._send_keyed((way, message, call), wait_s)
+            return self._send_keyed((way, message, call, _debounced_s(way, wait_s)))
         self._checked(way, message, call, wait_s)
         if way.records is None:
-            _publish(way.broker, [message], wait_s, way.timeout_s)
+            _publish(way.broker, [message], [wait_s], way.timeout_s)
         else:
-            _publish_recorded(way, [message], [way.records], wait_s)
+            _publish_recorded(way, [message], [way.records], [wait_s])
         if way.runs_here or self._hooks.of["after_send"]:
-            self._sent(way, [(message, call)], wait_s)
+            self._sent([(way, message, call, wait_s)])
         return self._handle(message)
+
+    # What waits for a transaction, or is put into the application's outbox
+
+    def _holding(self, commit: tuple[str, ...] | EllipsisType | None) -> Callable[[Sequence[_Made]], None] | None:
+        """Return what keeps messages that are checked until they may be published; None if they are sent at once.
+
+        Raises `UnsupportedError` if the bridge knows no transactions, or has no store for what an outbox publishes.
+        """
+        bridge = self._bridge
+        if commit is ...:
+            commit = bridge.settings.commit
+        if commit is None:
+            return None
+        from taskbridge.transactions import OUTBOX  # here, for few applications have transactions
+
+        is_for_outbox = commit == OUTBOX
+        if is_for_outbox and self._diverted is not None:
+            return None
+        target, transactions = bridge.settings.url.target, bridge.transactions
+        if transactions is None:
+            remedy = "this bridge knows no transactions: taskbridge.django in INSTALLED_APPS sets default_bridge()'s"
+            raise UnsupportedError(f"commit={', '.join(commit)}", target, f"{remedy}; else leave commit out")
+        if is_for_outbox:
+            if bridge.store is None:
+                remedy = "an outbox may publish twice, and only a store tells: set one"
+                raise UnsupportedError("OB1", target, f"{remedy} (TASKBRIDGE_STORE=redis://localhost:6379/0, say)")
+            return partial(self._put, transactions.outbox)
+        databases = transactions.open_on(commit)
+        return partial(self._hold, transactions, databases) if databases else None
+
+    def _hold(self, transactions: Transactions, databases: Sequence[str], made: Sequence[_Made]) -> None:
+        pending = [_Pending(each, len(databases)) for each in made]
+        for database in databases:
+            transactions.hold(database, pending, self._committed)
+
+    def _committed(self, pending: Sequence[_Pending]) -> None:
+        """Publish what has waited for a transaction that is committed, and waits for no other; `SendError` if not all.
+
+        A message that is left out because another one holds its key or its id is logged, for its sender has gone on.
+        """
+        for each in pending:
+            each.open -= 1
+        made = [_shortened(each.made) for each in pending if each.open == 0]
+        if made:
+            self._give(made, is_told=False)
+
+    def _put(self, outbox: ApplicationOutbox, made: Sequence[_Made]) -> None:
+        from taskbridge.stores.entries import held  # here, for few applications have an outbox
+
+        way = made[0][0]
+        texts = [held(message, wait_s).dumps() for _, message, _, wait_s in made]
+        outbox.put(texts, self._bridge.work_is_there if way.runs_here else None)
+        self._call_after_send(made)
+
+    def relay(self, messages: Sequence[Message], waits: Sequence[float], *, timeout_s: float) -> None:
+        """Publish what the application's outbox holds, perhaps a second time: all now, or each after its delay.
+
+        All of them have a key or a chosen id, which is claimed, or none has.
+
+        Raises:
+            PartlyPublished: Of several messages, not all were published, or claimed.
+            BrokerUnavailable: None was.
+        """
+        ways = [self._way(cast("Declaration", self._bridge.declaration_of(each.task))) for each in messages]
+        if not messages[0].unique and not messages[0].digest:
+            _publish_recorded(ways[0], messages, [way.records for way in ways], waits)
+            return
+        intents = [_intent(*each) for each in zip(ways, messages, waits, strict=True)]
+        outcomes, error = self._claim(ways[0], intents, monotonic() + timeout_s)
+        for index, outcome in outcomes.items():
+            _log_conflict(_conflict(ways[index], messages[index], outcome), messages[index])
+        if error is not None:
+            raise PartlyPublished(error, accepted=frozenset(outcomes), unsure=frozenset()) from error
 
     # What has a unique key or a chosen id is claimed in the store first (rules U)
 
-    def _send_keyed(self, made: _Made, wait_s: float) -> Handle[Any]:
+    def _send_keyed(self, made: _Made) -> Handle[Any]:
         """Send a message whose key and id are free; return its handle, or that of the one that holds them."""
-        way, message, call = made
-        wait_s = _debounced_s(way, wait_s)
-        self._checked(way, message, call, wait_s)
-        deadline = monotonic() + way.timeout_s
+        way, message, _, wait_s = made
+        self._checked(*made)
+        deadline, intent = monotonic() + way.timeout_s, _intent(way, message, wait_s)
         holder: Status | None = None
-        if not (way.goes_along and way.claims and way.claims.send_new(_intent(made, wait_s), timeout_s=way.timeout_s)):
-            outcomes, error = self._claim([made], deadline, wait_s, are_held=way.goes_along)
+        if not (way.goes_along and way.claims and way.claims.send_new(intent, timeout_s=way.timeout_s)):
+            outcomes, error = self._claim(way, [intent], deadline, are_held=way.goes_along)
             if error is not None:
                 raise error
-            if (conflict := _conflict(made, outcomes[0])) is not None:
+            if (conflict := _conflict(way, message, outcomes[0])) is not None:
                 raise conflict
             holder = outcomes[0].holder
         if holder is None and (way.runs_here or self._hooks.of["after_send"]):
-            self._sent(way, [(message, call)], wait_s)
+            self._sent([made])
         return self._handle(message, holder)
 
-    def _claim_many(self, made: Sequence[_Made]) -> tuple[dict[int, Outcome], TaskBridgeError | None]:
-        """Do so with many, up to 100 at a time; return what `_claim` does, or the first conflict."""
+    def _claim_many(self, made: Sequence[_Made]) -> tuple[dict[int, Outcome], BrokerUnavailable | None]:
+        """Do so with many, up to 100 at a time; return what `_claim` does."""
         outcomes: dict[int, Outcome] = {}
-        error: TaskBridgeError | None = None
+        error: BrokerUnavailable | None = None
         for start in range(0, len(made), _CLAIMED_TOGETHER):
-            found, error = self._claim(made[start : start + _CLAIMED_TOGETHER], monotonic() + made[0][0].timeout_s)
+            part = made[start : start + _CLAIMED_TOGETHER]
+            intents = [_intent(way, message, wait_s) for way, message, _, wait_s in part]
+            found, error = self._claim(part[0][0], intents, monotonic() + part[0][0].timeout_s)
             outcomes |= {start + index: outcome for index, outcome in found.items()}
             if error is not None:
                 break
-        if made:
-            self._sent(made[0][0], [made[index][1:] for index, each in sorted(outcomes.items()) if each.holder is None])
-        conflicts = (_conflict(made[index], outcomes[index]) for index in sorted(outcomes))
-        return outcomes, next((each for each in conflicts if each is not None), None) if error is None else error
+        self._sent([made[index] for index, each in sorted(outcomes.items()) if each.holder is None])
+        return outcomes, error
 
     def _claim(
-        self, made: Sequence[_Made], deadline: float, wait_s: float = 0.0, *, are_held: bool = False
+        self, way: _Way, intents: Sequence[Intent], deadline: float, *, are_held: bool = False
     ) -> tuple[dict[int, Outcome], BrokerUnavailable | None]:
         """Claim keys and ids, and publish the messages that are new, now or later.
 
@@ -263,7 +368,6 @@ class Sending:
             What became of each message, by its index, and what kept the others from being decided about, or published:
             these are in the outbox.
         """
-        way, intents = made[0][0], [_intent(each, wait_s) for each in made]
         claims = cast("Claims", way.claims)
         outcomes, error = claims.send(intents, timeout_s=deadline - monotonic(), are_held=are_held)
         return (outcomes, error) if way.goes_along else self._give_claimed(intents, outcomes, error, deadline)
@@ -301,11 +405,14 @@ class Sending:
         if message.headers and message.headers_size > MOST_HEADER_BYTES:
             raise MessageTooLarge(message.task, message.headers_size, MOST_HEADER_BYTES, headers=True)
 
-    def _sent(self, way: _Way, sent: Iterable[tuple[Message, Call[Any]]], wait_s: float = 0.0) -> None:
+    def _call_after_send(self, made: Sequence[_Made]) -> None:
         if self._hooks.of["after_send"]:
-            for message, call in sent:
+            for _, message, call, wait_s in made:
                 self._hooks.call(_event("after_send", message, call, wait_s))
-        if way.runs_here:
+
+    def _sent(self, made: Sequence[_Made]) -> None:
+        self._call_after_send(made)
+        if made and made[0][0].runs_here:
             self._bridge.work_is_there()
 
     def _handle(self, message: Message, holder: Status | None = None) -> Handle[Any]:
@@ -314,36 +421,73 @@ class Sending:
             return Handle(id=holder.id, task=holder.task, queue=holder.queue, is_new=False, bridge=self._bridge)
         return Handle(id=message.id, task=message.task, queue=message.queue, bridge=self._bridge)
 
-    def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
-        """Send any number of calls of any tasks in pipelined batches; see `Bridge.send_many`."""
+    def send_many(
+        self, calls: Iterable[Call[R]], *, commit: tuple[str, ...] | EllipsisType | None = ...
+    ) -> list[Handle[R]]:
+        """Send any number of calls of any tasks in pipelined batches; see `Bridge.send_many`.
+
+        `commit` is for those calls that say nothing of it. What waits for a transaction then is no part of a
+        `SendError`.
+        """
         drawn: list[_Made] = []
         for call in calls:
             if not isinstance(call, Call):
                 raise TypeError(f"send_many takes what task.call(...) returns, not {call!r}: is it a @task?")
             way = self._way(call.declaration)
-            drawn.append((way, self._message(way, call), call))
-        for way, message, call in drawn:
-            self._checked(way, message, call)
+            drawn.append((way, self._message(way, call), call, _debounced_s(way, 0.0)))
+        commits = [commit if made[2].options.commit is ... else made[2].options.commit for made in drawn]
+        holding = {each: self._holding(each) for each in dict.fromkeys(commits)}
+        for made in drawn:
+            self._checked(*made)
+        for each, hold in holding.items():
+            if hold is not None:
+                hold([made for made, its in zip(drawn, commits, strict=True) if its == each])
+        are_held = [holding[each] is not None for each in commits]
+        holders = iter(self._give([made for made, is_held in zip(drawn, are_held, strict=True) if not is_held]))
+        return [
+            self._handle(made[1], None if is_held else next(holders))
+            for made, is_held in zip(drawn, are_held, strict=True)
+        ]
+
+    async def asend_many(
+        self, calls: Iterable[Call[R]], *, commit: tuple[str, ...] | EllipsisType | None = ...
+    ) -> list[Handle[R]]:
+        """Do as `send_many` without blocking the event loop."""
+        # Any of the calls may wait for a transaction: they are drawn in the thread, for that may take long.
+        return await self._aside(lambda: self.send_many(calls, commit=commit), ())
+
+    def _give(self, drawn: Sequence[_Made], *, is_told: bool = True) -> list[Status | None]:
+        """Send what is checked; return of each message which other one holds its key or id, if one does.
+
+        Raises `SendError` if something was not sent; because another message holds its key or id only if the sender
+        `is_told`, else that is logged.
+        """
         made = [each for each in drawn if not each[1].unique and not each[1].digest]
         keyed = [each for each in drawn if each[1].unique or each[1].digest]
-        outcomes, cause = self._claim_many(keyed)
+        outcomes, error = self._claim_many(keyed)
+        conflicts = {index: _conflict(*keyed[index][:2], each) for index, each in sorted(outcomes.items())}
+        cause: TaskBridgeError | None = error
+        if cause is None and is_told:
+            cause = next((each for each in conflicts.values() if each is not None), None)
         sent = {keyed[index][1].id for index, outcome in outcomes.items() if outcome.holder is None}
         maybe_taken = getattr(cause, "maybe_taken", False)
-        for start in range(0, len(made), _BATCH):
+        for index, conflict in () if is_told else conflicts.items():
+            _log_conflict(conflict, keyed[index][1])
+        for batch in _batches(made):
             if isinstance(cause, BrokerUnavailable):
                 break
-            ways, messages, of = zip(*made[start : start + _BATCH], strict=True)
+            ways, messages, _, waits = zip(*batch, strict=True)
             taken: Iterable[int] = range(len(messages))
             try:
-                _publish_recorded(ways[0], messages, [way.records for way in ways])
+                _publish_recorded(ways[0], messages, [way.records for way in ways], waits)
             except BrokerUnavailable as exc:
                 cause = part = _of_batch(exc)
                 taken, maybe_taken = sorted(part.accepted), bool(part.unsure)
             sent |= {messages[index].id for index in taken}
-            self._sent(ways[0], [(messages[index], of[index]) for index in taken])
+            self._sent([batch[index] for index in taken])
         if cause is not None:
-            ids = [message.id for _, message, _ in drawn]
-            skipped = {keyed[index][1].id for index, each in outcomes.items() if _conflict(keyed[index], each) is None}
+            ids = [message.id for _, message, _, _ in drawn]
+            skipped = {keyed[index][1].id for index, conflict in conflicts.items() if conflict is None}
             settled = sent | skipped
             raise SendError(
                 getattr(cause, "problem", str(cause)),
@@ -352,7 +496,7 @@ class Sending:
                 maybe_taken=maybe_taken,
             ) from cause
         holders = (outcomes[index].holder for index in range(len(keyed)))
-        return [self._handle(each, next(holders) if each.unique or each.digest else None) for _, each, _ in drawn]
+        return [next(holders) if each.unique or each.digest else None for _, each, _, _ in drawn]
 
 
 def _debounced_s(way: _Way, wait_s: float) -> float:
@@ -360,22 +504,39 @@ def _debounced_s(way: _Way, wait_s: float) -> float:
     return wait_s if way.unique is None or way.unique.debounce_s is None else way.unique.debounce_s
 
 
-def _intent(made: _Made, wait_s: float) -> Intent:
-    way, message, _ = made
+def _shortened(made: _Made) -> _Made:
+    """Return a message with what is left of its delay, which counts from the call."""
+    way, message, call, wait_s = made
+    return way, message, call, max(0.0, message.enqueued_at + wait_s - way.clock()) if wait_s > 0 else 0.0
+
+
+def _batches(made: Sequence[_Made]) -> Iterator[Sequence[_Made]]:
+    """Return messages in batches for the broker: those without a delay first, and then the others."""
+    for is_delayed in (False, True):
+        part = [each for each in made if (each[3] > 0) is is_delayed]
+        yield from (part[start : start + _BATCH] for start in range(0, len(part), _BATCH))
+
+
+def _intent(way: _Way, message: Message, wait_s: float) -> Intent:
     delay_s = _debounced_s(way, wait_s)
     commands = cast("RedisBroker", way.broker).commands(message, delay_s) if way.goes_along else ()
     return cast("Claims", way.claims).intent(message, delay_s, way.unique, commands)
 
 
-def _conflict(made: _Made, outcome: Outcome) -> TaskBridgeError | None:
+def _conflict(way: _Way, message: Message, outcome: Outcome) -> TaskBridgeError | None:
     """Return the error that tells of another message with the same id or key, if the sender is to be told."""
-    (way, message, _), holder = made, outcome.holder
+    holder = outcome.holder
     if holder is None or (holder.id == message.id and not outcome.is_other):
         return None
     if outcome.is_other:
         return IdempotencyConflict(id=holder.id, task=message.task)
     is_told = way.unique is not None and way.unique.on_conflict == "raise"
     return UniqueConflict(id=holder.id, task=message.task, state=holder.state) if is_told else None
+
+
+def _log_conflict(conflict: TaskBridgeError | None, message: Message) -> None:
+    if conflict is not None:
+        _log.warning("task %s id %s was left out after its sender had gone on: %s", message.task, message.id, conflict)
 
 
 def _event(name: Literal["before_send", "after_send"], message: Message, call: Call[Any], wait_s: float) -> Event:
@@ -397,21 +558,21 @@ def _expires_at(expires: Duration | datetime, now: Callable[[], float]) -> float
     return now() + seconds(expires, name="expires")
 
 
-def _publish(broker: Broker, messages: Sequence[Message], wait_s: float, timeout_s: float) -> None:
-    if wait_s > 0:
-        broker.park([(message, wait_s) for message in messages], timeout_s=timeout_s)
+def _publish(broker: Broker, messages: Sequence[Message], waits: Sequence[float], timeout_s: float) -> None:
+    if waits[0] > 0:
+        broker.park([*zip(messages, waits, strict=True)], timeout_s=timeout_s)
     else:
         broker.publish(messages, timeout_s=timeout_s)
 
 
 def _publish_recorded(
-    way: _Way, messages: Sequence[Message], records: Sequence[Records | None], wait_s: float = 0.0
+    way: _Way, messages: Sequence[Message], records: Sequence[Records | None], waits: Sequence[float]
 ) -> None:
-    """Publish messages, or park the only one, each with its record if its task has one.
+    """Publish messages, or park them if the first one has a delay, each with its record if its task has one.
 
     A broker in Redis whose database the records share takes both in one transaction. Otherwise the records are made
     first, and removed again if the messages were surely not sent; but not those of messages that somebody else may
-    have sent before (the ticks of schedules): these may be that one's.
+    have sent before (the ticks of schedules, and what an outbox holds): these may be that one's.
 
     Raises:
         PartlyPublished: Of several messages, not all were published.
@@ -419,26 +580,27 @@ def _publish_recorded(
     """
     keeper = next((each for each in records if each is not None), None)
     if keeper is None:
-        _publish(way.broker, messages, wait_s, way.timeout_s)
+        _publish(way.broker, messages, waits, way.timeout_s)
         return
-    pairs = list(zip(messages, records, strict=True))
+    given = list(zip(messages, waits, records, strict=True))
     if way.goes_along:
         broker = cast("RedisBroker", way.broker)
-        along = [None if each is None else each.creating(message, wait_s) for message, each in pairs]
-        if wait_s > 0:
-            broker.park([(message, wait_s) for message in messages], along=along, timeout_s=way.timeout_s)
+        along = [None if each is None else each.creating(message, wait_s) for message, wait_s, each in given]
+        if waits[0] > 0:
+            broker.park([(message, wait_s) for message, wait_s, _ in given], along=along, timeout_s=way.timeout_s)
         else:
             broker.publish(messages, along=along, timeout_s=way.timeout_s)
         return
     deadline = monotonic() + way.timeout_s
-    recorded = [(message, wait_s) for message, each in pairs if each is not None]
+    recorded = [(message, wait_s) for message, wait_s, each in given if each is not None]
     keeper.create(recorded, timeout_s=way.timeout_s)
     try:
-        _publish(way.broker, messages, wait_s, max(0.001, deadline - monotonic()))
+        _publish(way.broker, messages, waits, max(0.001, deadline - monotonic()))
     except BrokerUnavailable as exc:
         cause = _of_batch(exc)
         kept = cause.accepted | cause.unsure
-        unsent = [each.id for index, each in enumerate(messages) if index not in kept and not each.redelivered]
+        perhaps = (index for index, each in enumerate(messages) if not each.redelivered and not each.relayed)
+        unsent = [messages[index].id for index in perhaps if index not in kept]
         _forget(keeper, unsent, max(way.timeout_s * _AFTERWARDS, deadline - monotonic()))
         raise
 

@@ -396,6 +396,14 @@ def _schedule(name: Any, given: Any) -> Schedule:
         raise ValueError(f"{name!r}: {exc}") from exc
 
 
+def _commit(value: Any) -> tuple[str, ...] | None:
+    if value in (None, "none"):
+        return None
+    from taskbridge.transactions import checked_commit  # here, for few applications have transactions
+
+    return checked_commit(_words(value))
+
+
 # The table of settings
 
 
@@ -431,6 +439,7 @@ class Settings:
     remote_control: bool = _setting(False, _switch)
     queue_type: QueueType = _setting("classic", check_queue_type)
     wait_replicas: int = _setting(0, _count)
+    commit: tuple[str, ...] | None = _setting(None, _commit)
 
     def route_of(self, task: str) -> Route | None:
         """Return the route that decides about a task, if one does (rule Q1)."""

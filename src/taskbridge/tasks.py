@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeAlias, TypeVar, cast
 
 from taskbridge import codec
-from taskbridge.background import in_thread
 from taskbridge.declaration import Declaration
 from taskbridge.durations import Duration, When, positive, timestamp
 from taskbridge.handle import Handle
@@ -17,6 +16,8 @@ from taskbridge.message import LONGEST_ID, TYPED_FORM, Priority, checked_priorit
 from taskbridge.routing import check_queue_name
 
 if TYPE_CHECKING:
+    from types import EllipsisType
+
     from typing_extensions import Self  # only here, for it takes 5 ms to import
 
     from taskbridge.sending import Sending
@@ -31,13 +32,14 @@ Header: TypeAlias = str | int | bool | None
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SendOptions:
-    """What `using` says of one message; None leaves it to the task and the settings."""
+    """What `using` says of one message; None leaves it to the task and the settings, and so does `commit=...`."""
 
     queue: str | None = None
     priority: Priority | None = None
     expires: Duration | datetime | None = None
     headers: Mapping[str, Header] = field(default_factory=dict[str, Any])
     id: str | None = None
+    commit: tuple[str, ...] | EllipsisType | None = ...
 
     def __post_init__(self) -> None:
         """Check what is given; raises as `Sendable.using`."""
@@ -121,6 +123,7 @@ class Sendable(Generic[P, R]):
         expires: Duration | datetime | None = None,
         headers: Mapping[str, Header] | None = None,
         id: str | None = None,
+        commit: str | Sequence[str] | EllipsisType | None = ...,
     ) -> Self:
         """Return the same task with options for what is sent through it; None leaves an option as it was.
 
@@ -131,20 +134,37 @@ class Sendable(Generic[P, R]):
             headers: Text, whole numbers, bools and None that travel along, added to what was given before.
             id: The message's id, of the caller's choice, such as `invoice-42`: as long as a message of this id has a
                 record, the same call is not sent again, and another one is an `IdempotencyConflict` (rule U6).
+            commit: The database whose transaction is to be committed before it is sent, if one is open, or several; or
+                `outbox`, to put it into the application's own database. None sends at once, and `...` leaves it as it
+                was.
 
         Raises:
-            ValueError: A naive datetime, a wrong priority, queue name, duration or id.
+            ValueError: A naive datetime, a wrong priority, queue name, duration, id or commit.
             TypeError: A header of another type.
         """
         now = self._options
+        its_commit = now.commit
+        if commit is not ...:
+            from taskbridge.transactions import checked_commit  # here, for few applications have transactions
+
+            its_commit = checked_commit(commit)
         options = SendOptions(
             queue=now.queue if queue is None else queue,
             priority=now.priority if priority is None else priority,
             expires=now.expires if expires is None else expires,
             headers=now.headers if headers is None else {**now.headers, **headers},
             id=now.id if id is None else id,
+            commit=its_commit,
         )
         return type(self)(self._sender, self._declaration, options)
+
+    @property
+    def on_commit(self) -> Self:
+        """The same task, sent when the open transaction of the database `default` is committed; at once if none is.
+
+        It is `using(commit="default")` for short. If the transaction is rolled back, nothing is sent.
+        """
+        return self.using(commit="default")
 
     def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Return a call to be sent with `send_many`; raise `TypeError` if the arguments don't fit the function."""
@@ -161,7 +181,8 @@ class Sendable(Generic[P, R]):
             MessageTooLarge: The message is over `max_message_bytes`.
             BrokerUnavailable: The broker didn't take it within `send_timeout`.
             UniqueConflict, IdempotencyConflict: Another message holds its unique key, or its id.
-            UnsupportedError: It has a unique key, or an id of the caller's, and the bridge has no store.
+            UnsupportedError: It has a unique key, or an id of the caller's, and the bridge has no store; or a `commit`,
+                and the bridge knows no transactions.
         """
         return self._sender.send_call(self.call(*args, **kwargs), when=None)
 
@@ -176,24 +197,25 @@ class Sendable(Generic[P, R]):
     async def asend(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Do as `send` without blocking the event loop."""
         call = self.call(*args, **kwargs)
-        return await in_thread(lambda: self._sender.send_call(call, when=None))
+        return await self._sender.asend_call(call, when=None)
 
     async def aschedule(self, when: When, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Do as `schedule` without blocking the event loop."""
         call = self.call(*args, **kwargs)
-        return await in_thread(lambda: self._sender.send_call(call, when=_given(when)))
+        return await self._sender.asend_call(call, when=_given(when))
 
     def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Send any number of calls in pipelined batches, and return their handles in order (rule S5).
 
-        Raises `SendError`, which says which were not sent; and `EncodeError`, `UnknownQueue` and `MessageTooLarge`, as
+        Calls that say nothing of `commit` are sent as this task says, all that wait for a transaction together. It
+        raises `SendError`, which says which were not sent; and `EncodeError`, `UnknownQueue` and `MessageTooLarge`, as
         `send` does, before anything is sent.
         """
-        return self._sender.send_many(calls)
+        return self._sender.send_many(calls, commit=self._options.commit)
 
     async def asend_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Do as `send_many` without blocking the event loop."""
-        return await in_thread(lambda: self._sender.send_many(calls))
+        return await self._sender.asend_many(calls, commit=self._options.commit)
 
 
 class Task(Sendable[P, R]):

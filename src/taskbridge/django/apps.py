@@ -19,7 +19,10 @@ class TaskbridgeConfig(AppConfig):
 
     def ready(self) -> None:
         """Configure the default bridge, and import the module `tasks` of each app; this opens no connection."""
+        from taskbridge.django.transactions import DjangoTransactions  # here, for it needs the models
+
         bridge = default_bridge()
+        bridge.transactions = DjangoTransactions(bridge)
         connections.look_after(bridge)  # first, so that all other hooks and surroundings find connections that work
         conf.configure(bridge)
         register(checks.check_settings, checks.TAG)

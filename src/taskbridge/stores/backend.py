@@ -155,6 +155,10 @@ class Backend(ABC):
     def remove_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
         """Remove entries from the outbox; this process's end may undo it, and it need not be waited for."""
 
+    def hand_on_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
+        """Have entries of the outbox be due at once, those that are there: nobody here can publish them."""
+        self.commit([Commit((), [Entry(each, None) for each in ids])], timeout_s=timeout_s)
+
     @abstractmethod
     def put(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> None:
         """Keep a text for so many seconds, whatever was there."""

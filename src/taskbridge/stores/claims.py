@@ -16,7 +16,7 @@ from taskbridge.brokers.base import RedisCommand
 from taskbridge.exceptions import StoreUnavailable
 from taskbridge.message import Message
 from taskbridge.stores.backend import ABSENT, Backend, Commit, Entry, PartlyCommitted, Write, head_of
-from taskbridge.stores.entries import Held, Kind
+from taskbridge.stores.entries import Held, Kind, held
 from taskbridge.stores.records import Records, head_of_row, key_of, unpacked
 from taskbridge.stores.states import FINAL, Row, Status, status_of
 from taskbridge.stores.transitions import cancelled, created, moved, pointed_to, pointer_key, pointer_to
@@ -63,8 +63,7 @@ class Intent:
 
     def entry(self, kind: Kind = "sent") -> Held:
         """Return what the outbox holds of it."""
-        message = replace(self.message, relayed=True)
-        return Held(message, message.enqueued_at + self.delay_s if self.delay_s > 0 else 0.0, kind)
+        return held(self.message, self.delay_s, kind)
 
 
 _NEW: Final = Outcome()
@@ -209,8 +208,8 @@ class Claims:
     def replay(self, message: Message, *, timeout_s: float) -> bool:
         """Have a replayed message hold its key, and put it in the outbox; return False if another one holds the key."""
         deadline = monotonic() + timeout_s
-        held = Held(replace(message, relayed=True), kind="replayed")
-        entry = Entry(held.key, held.dumps(), OWN_S)
+        replayed = held(message, 0.0, "replayed")
+        entry = Entry(replayed.key, replayed.dumps(), OWN_S)
         while True:
             pointer, found = self._look(message, deadline)
             holder, replays, follower = pointed_to(pointer)

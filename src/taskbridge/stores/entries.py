@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, cast, get_args
 
 from taskbridge.exceptions import DecodeError
@@ -29,9 +29,19 @@ class Held:
         message = self.message
         return f"{message.id}\t{message.replays}" if message.replays else message.id  # no message's id has a tab
 
+    @property
+    def has_key(self) -> bool:
+        """Whether the message has a unique key or a chosen id, which is to be claimed."""
+        return bool(self.message.unique or self.message.digest)
+
     def dumps(self) -> str:
         """Return it as the text of an entry, which `loads_held` reads."""
         return f"{self.starts_at!r} {self.kind}\n{self.message.dumps()}"
+
+
+def held(message: Message, delay_s: float, kind: Kind = "sent") -> Held:
+    """Return what an outbox holds of a message that is to start so many seconds after it was sent."""
+    return Held(replace(message, relayed=True), message.enqueued_at + delay_s if delay_s > 0 else 0.0, kind)
 
 
 def loads_held(text: str) -> Held:
