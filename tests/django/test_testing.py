@@ -132,6 +132,23 @@ class InATestsTransaction(TasksMixin, TestCase):
 
         self.assertSent(pay, 1)
 
+    def test_so_is_what_it_sends_by_on_commit(self) -> None:
+        with self.captureOnCommitCallbacks(execute=True):
+            with transaction.atomic():
+                pay.on_commit.send(1)
+                pay.on_commit.send(2)
+            self.assertNotSent(pay)
+
+        assert [message.args for message in self.sent] == [(1,), (2,)]
+
+    def test_what_is_sent_through_the_outbox_is_run(self) -> None:
+        pay.using(commit="outbox").send(1)
+
+        assert self.run_tasks() == 3
+
+        assert self.is_paid()
+        self.assertSent(pay, 1)
+
     def test_what_a_task_sends_on_commit_is_sent_and_run(self) -> None:
         order.send(2)
 
