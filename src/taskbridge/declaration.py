@@ -46,6 +46,7 @@ class Declaration:
         schedules: When workers send messages of it by themselves.
         results: Whether its messages are recorded, where there is a store.
         unique: What makes two of its messages the same; None if nothing does.
+        keeps_call: Whether the records of its messages tell their arguments and headers.
         positional: How many arguments, all of them positional, always fit the signature.
         names: Of the parameters, if each can be given by place and by name; else none.
     """
@@ -64,6 +65,7 @@ class Declaration:
     schedules: tuple[Schedule, ...] = ()
     results: bool = True
     unique: Unique | None = None
+    keeps_call: bool = False
     positional: range = range(0)
     names: tuple[str, ...] = ()
     _hints: Any = field(default=None, init=False, repr=False, compare=False)
@@ -193,8 +195,11 @@ _SCHEDULE_OPTIONS: Final = ("cron", "every", "timezone", "schedules", "catch_up"
 OPTIONS: Final = ("name", *_FIELDS, *_SCHEDULE_OPTIONS)  # the options of the decorator; the set is closed
 
 
-def declare(function: Callable[..., Any], **options: Any) -> Declaration:
-    """Return the declaration of a function as a task, with the options of `Bridge.task`; else `DeclarationError`."""
+def declare(function: Callable[..., Any], *, keeps_call: bool = False, **options: Any) -> Declaration:
+    """Return the declaration of a function as a task, with the options of `Bridge.task`; else `DeclarationError`.
+
+    `keeps_call` is for what stands between an application and the bridge, and is no option of `@task`.
+    """
     for option in options:
         if option not in OPTIONS:
             from taskbridge import remedies  # here, for only errors need it
@@ -231,6 +236,7 @@ def declare(function: Callable[..., Any], **options: Any) -> Declaration:
             positional=positional_of(found),
             names=names_of(found),
             is_coroutine=iscoroutinefunction(function),
+            keeps_call=keeps_call,
             **fields,
         )
     except (TypeError, ValueError) as exc:

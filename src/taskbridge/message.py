@@ -111,6 +111,7 @@ class Message:
         unique: How it holds a unique key, and the key's hash (`Unique.held_by`); empty if its task is not unique.
         digest: A hash of the arguments, if the sender has chosen the id (rule U6).
         relayed: Whether an outbox has it, or had it: it may be published twice, so its mark is claimed (rule OB1).
+        keeps_call: Whether its record tells its arguments and headers.
         plain: The positional and keyword arguments, decoded from JSON but still in the codec's form, if whoever read
             the message had decoded them; nobody changes them.
     """
@@ -135,6 +136,7 @@ class Message:
     unique: str = ""
     digest: str = ""
     relayed: bool = False
+    keeps_call: bool = False
     plain: tuple[Sequence[Any], Mapping[str, Any]] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -378,6 +380,7 @@ _RARE: Final[Mapping[str, Callable[[Any, str], Any]]] = {
     "unique": _hash,
     "digest": _hash,
     "relayed": _flag,
+    "keeps_call": _flag,
 }
 """The fields that few messages have, in the order in which they are written, and what reads each."""
 
@@ -389,6 +392,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = dict.fromkeys(_RARE, 0) | {
     "unique": "",
     "digest": "",
     "relayed": False,
+    "keeps_call": False,
 }
 _BY_DICT: Final = tuple(name for name in _RARE if name != "unique")  # which is written by hand
 _USUAL: Final = tuple(_DEFAULTS[name] for name in _BY_DICT)

@@ -223,6 +223,7 @@ class Sending:
             headers=dict(options.headers),
             unique=unique,
             digest=digest,
+            keeps_call=call.declaration.keeps_call,
         )
         if options.queue is not None:
             check_known(options.queue, self._bridge.queues())

@@ -230,6 +230,7 @@ def sample(token: str, queue: str) -> Message:
         unique=f"e:{'0' * 32}",
         digest="0" * 32,
         relayed=True,
+        keeps_call=True,
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from taskbridge import ErrorInfo, Message
 from taskbridge.durations import moment
+from taskbridge.message import loads
 from taskbridge.settings import load
 from taskbridge.stores import transitions
 from taskbridge.stores.marks import Worker
@@ -48,6 +50,37 @@ def test_a_row_holds_what_is_there() -> None:
     assert row is not None
     assert row == {"task": "t", "queue": "q", "state": "queued", "enqueued_at": 1.5}
     assert status_of("m", row) == Status(id="m", task="t", queue="q", state="queued", enqueued_at=moment(1.5))
+
+
+CALL = replace(MESSAGE, args_json="[1]", kwargs_json='{"a":2}', headers={"h": "v"}, keeps_call=True)
+
+
+def test_a_record_keeps_the_call_of_a_message_that_asks_for_it_until_its_end() -> None:
+    made = transitions.created(None, CALL, 0.0)
+    begun = transitions.started(made, CALL, Run("w:1", 2.0), writer="me")
+    row = transitions.ended(begun, CALL, Ending(state="done", at=3.0, result_json="1"), None, writer="me")
+
+    read = json.loads(json.dumps(row))
+    assert is_row(read)
+    assert status_of("m", read).sent == ("[1]", '{"a":2}', {"h": "v"})
+
+
+@pytest.mark.parametrize("sent", [7, ["[1]"], ["[1]", 2, {}], ["[1]", "{}", []]])
+def test_a_row_with_an_odd_call_is_none(sent: Any) -> None:
+    assert not is_row({**ended("done"), "sent": sent})
+
+
+def test_a_record_of_a_message_that_does_not_ask_for_it_keeps_no_call() -> None:
+    assert status_of("m", ended("done")).sent is None
+
+
+def test_a_release_that_does_not_keep_calls_leaves_a_message_readable() -> None:
+    text = json.loads(CALL.dumps())
+
+    assert loads(json.dumps(text)) == CALL
+    assert loads(json.dumps({name: value for name, value in text.items() if name != "keeps_call"})) == replace(
+        CALL, keeps_call=False
+    )
 
 
 def test_a_worker_says_that_it_is_alive_however_much_there_is_to_remove() -> None:

@@ -112,7 +112,7 @@ def cancel(bridge: Bridge, arguments: Namespace) -> Output:
 
 def _data(found: Status, result: str | None) -> dict[str, Any]:
     data = asdict(found) | {"result": result}
-    del data["result_json"]
+    del data["result_json"], data["sent"]  # arguments may be secret
     return data
 
 

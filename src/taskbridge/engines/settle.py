@@ -218,7 +218,7 @@ def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | 
     if not _has_expired(task, message):
         if message.unique:
             return _begin_in_order(task, records, message)
-        records.started(message, worker=_this_process(), at=task.now())
+        records.started(message, worker=this_process(), at=task.now())
     return None
 
 
@@ -227,7 +227,7 @@ def _begin_in_order(task: BoundTask, records: Records, message: Message) -> Verd
     now = task.now()
 
     def begin(*, timeout_s: float) -> tuple[Row | None, bool]:
-        return records.begin(message, worker=_this_process(), at=now, timeout_s=timeout_s)
+        return records.begin(message, worker=this_process(), at=now, timeout_s=timeout_s)
 
     try:
         row, may_start = _persist(task, begin)
@@ -461,7 +461,7 @@ def letter_of(message: Message, *, reason: str, error: BaseException | None, now
         error=None if error is None else ErrorInfo.of(error),
         traceback=failures.traceback_of(error),
         died_at=now,
-        worker=_this_process(),
+        worker=this_process(),
     )
 
 
@@ -601,7 +601,7 @@ def bury_unreadable(
         failures.log(_log, logging.ERROR, "a message of %d bytes is dead: %s", len(raw), reason, error=error)
     else:
         _log.error("a message of %d bytes is dead: %s: %s", len(raw), reason, error)
-    info, now, worker = ErrorInfo.of(error), host.now(), _this_process()
+    info, now, worker = ErrorInfo.of(error), host.now(), this_process()
     letter = DeadLetter(message=None, reason=reason, error=info, traceback=text, died_at=now, raw=raw, worker=worker)
     bury(host, letter)
     try:
@@ -725,7 +725,8 @@ def _names(message: Message) -> tuple[str, str, int]:
     return message.task, message.id, message.attempt
 
 
-def _this_process() -> str:
+def this_process() -> str:
+    """Return what this worker process is called in records and dead letters: `host:process id`."""
     return f"{_host_name()}:{os.getpid()}"
 
 

@@ -15,6 +15,9 @@ from taskbridge.durations import moment
 from taskbridge.message import END_OF_TIME
 from taskbridge.retry import ErrorInfo
 
+Sent = tuple[str, str, Mapping[str, Any]]
+"""What a message was sent with: positional and keyword arguments, both as JSON in the codec's form, and headers."""
+
 State = Literal["scheduled", "queued", "running", "retrying", "done", "dead", "discarded", "cancelled"]
 """What a message is doing.
 
@@ -96,6 +99,7 @@ class Status:
         interrupt_asked: Whether a run of it was to be interrupted, by `cancel(interrupt=True)`.
         progress: How far its latest run has come, if that has told.
         result_json: What it returned, as JSON, if it is `done`; `Handle.result` returns the value.
+        sent: Its positional and keyword arguments, as JSON, and its headers; None if its task doesn't keep them.
     """
 
     id: str
@@ -114,6 +118,7 @@ class Status:
     interrupt_asked: bool = False
     progress: Progress | None = None
     result_json: str | None = field(default=None, repr=False)
+    sent: Sent | None = field(default=None, repr=False)
 
     @property
     def is_final(self) -> bool:
@@ -163,7 +168,7 @@ class Row(TypedDict, total=False):
     it was given back), and `written_at` is when that was, by that process's clock, for a start the start;
     `unique` is as in the message, while it holds its key; `call` are the arguments that a debounced message starts
     with, both as JSON, in the place of its own; `digest` is the hash of the arguments of a message whose sender has
-    chosen its id.
+    chosen its id; `sent` are its own arguments and headers, if its task keeps them.
     """
 
     task: Required[str]
@@ -189,6 +194,7 @@ class Row(TypedDict, total=False):
     unique: str
     call: Sequence[str]
     digest: str
+    sent: Sent | list[Any]
 
 
 def status_of(message_id: str, row: Row) -> Status:
@@ -210,6 +216,7 @@ def status_of(message_id: str, row: Row) -> Status:
         cancel_asked=row.get("cancel_asked", False),
         interrupt_asked=row.get("interrupt", False),
         progress=_progress(row.get("progress")),
+        sent=_sent(row.get("sent")),
     )
 
 
@@ -229,6 +236,10 @@ def _progress(row: ProgressRow | None) -> Progress | None:
         return None
     done, total, note, at = row[:4]
     return Progress(done=done, total=total, note=note, at=moment(at))
+
+
+def _sent(row: Sent | list[Any] | None) -> Sent | None:
+    return None if row is None else (row[0], row[1], row[2])
 
 
 def _error(pair: Error | None) -> ErrorInfo | None:
@@ -290,5 +301,6 @@ _FIELDS: Final[Mapping[str, _IsSound]] = {
     "progress": lambda found: _begins_with(found, _is_amount, _is_amount_or_none, _is_text, _is_time),
     **dict.fromkeys(("cancel_asked", "interrupt"), _of(bool)),
     "call": lambda found: _begins_with(found, _is_text, _is_text),
+    "sent": lambda found: _begins_with(found, _is_text, _is_text, _is_object),
 }
 """What says of each field whether its value is sound."""

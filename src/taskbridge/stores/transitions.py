@@ -59,6 +59,8 @@ def new(message: Message, delay_s: float = 0.0) -> Row:
         row["unique"] = message.unique
     if message.digest:
         row["digest"] = message.digest
+    if message.keeps_call:
+        row["sent"] = message.args_json, message.kwargs_json, message.headers
     if delay_s > 0:
         row["state"], row["due_at"] = "scheduled", message.enqueued_at + delay_s
     return row
@@ -111,6 +113,8 @@ def moved(old: Row, call: Sequence[str], due_at: float) -> Row | None:
         return None
     row = old.copy()
     row["state"], row["due_at"], row["call"] = "scheduled", due_at, call
+    if "sent" in old:
+        row["sent"] = call[0], call[1], old["sent"][2]
     return row
 
 
@@ -235,7 +239,7 @@ def _won(row: Row, run: Run) -> bool:
 
 _LASTING: Final = (
     *("replays", "cancel_asked", "interrupt", "error", "over", "writer", "written_at"),
-    *("unique", "call", "digest"),
+    *("unique", "call", "digest", "sent"),
 )
 """The fields that don't depend on the state."""
 
