@@ -75,9 +75,7 @@ def make_ledger(tmp_path: Path, url_of: Callable[[str], str]) -> Iterator[Callab
 
 
 @pytest.mark.parametrize(("pair", "threads"), CHOSEN)
-def test_no_task_fails_after_connections_were_lost(
-    pair: str, threads: int, make_ledger: Callable[..., Ledger]
-) -> None:
+def test_no_task_fails_after_connections_were_lost(pair: str, threads: int, make_ledger: Callable[..., Ledger]) -> None:
     ledger = make_ledger(pair, "kept")
     ledger.site.worker("--processes", "1", "--threads", str(threads))
     for kind in KINDS:

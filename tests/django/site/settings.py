@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -15,6 +16,8 @@ INSTALLED_APPS: Final = [
     "taskbridge.django",
     "tests.django.site.shop",
     "tests.django.site.ledger",
+    "tests.django.site.reports",
+    *(("django_tasks",) if find_spec("django.tasks") is None else ()),
 ]
 
 
@@ -38,4 +41,13 @@ DATABASES: Final[dict[str, Any]] = {"default": _database(os.environ.get("SITE_DA
 TASKBRIDGE: Final[dict[str, Any]] = {
     "URL": os.environ.get("SITE_URL", "inline://?threads=0"),
     "NAMESPACE": os.environ.get("SITE_NAMESPACE", "site"),
+    "QUEUES": ["bulk"],
+}
+TASKS: Final[dict[str, Any]] = {
+    "default": {
+        "BACKEND": "taskbridge.django.TaskBackend",
+        "QUEUES": ["default", "mail", "bulk"],
+        "OPTIONS": {"backoff": 0.2, "tasks": {"*.twice": {"max_attempts": 2}, "*.fails": {"max_attempts": 1}}},
+    },
+    "reserve": {"BACKEND": "taskbridge.django.TaskBackend", "QUEUES": []},
 }
