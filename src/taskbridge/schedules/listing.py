@@ -133,7 +133,7 @@ class Schedules:
             self._added = {**self._added, schedule.name: schedule}
 
     def _of_call(self, call: Call[Any], timing: Timing) -> Schedule:
-        declaration, using = call.declaration, asdict(call.options)
+        declaration, using = call.declaration, _using(call.options)
         if self._bridge.declaration_of(declaration.name) is None:
             raise DeclarationError(f"task {declaration.name!r} is not one of this bridge")
         schedule = named(None, declaration.name, timing, results=declaration.results)
@@ -269,7 +269,7 @@ class Schedules:
             raise DeclarationError(f"schedule {name!r} needs cron or every")
         schedule = self._of_call(call, timing)
         if expires is not None:
-            schedule = replace(schedule, using=asdict(replace(call.options, expires=expires)))
+            schedule = replace(schedule, using=_using(replace(call.options, expires=expires)))
         if call.options.queue is not None:
             check_known(call.options.queue, self._bridge.queues())
         self._check_own(name, "give this one another name")
@@ -382,6 +382,11 @@ class Schedules:
         if store.clock is not None:
             store.clock.ensure(timeout_s=self._timeout_s)
         return store
+
+
+def _using(options: SendOptions) -> dict[str, Any]:
+    """Return what a schedule keeps of options: all but `commit`, for a worker that sends has no transaction."""
+    return {key: value for key, value in asdict(options).items() if key != "commit"}
 
 
 def tick_id(namespace: str, schedule: str, planned_at: float) -> str:
