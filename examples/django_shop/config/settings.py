@@ -40,8 +40,7 @@ TIME_ZONE = "Europe/Rome"
 
 EMAIL_BACKEND = "django.core.mail.backends.console.EmailBackend"
 DEFAULT_FROM_EMAIL = "shop@example.org"
-MANAGERS = [("The owner", "owner@example.org")]
-
+SHOP_OWNER = "owner@example.org"
 SHOP_REFUND_LIMIT_CENTS = int(os.environ.get("SHOP_REFUND_LIMIT_CENTS", "50000"))
 
 ROOT_URLCONF = "config.urls"

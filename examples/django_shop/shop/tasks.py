@@ -5,7 +5,8 @@ A task may run twice, after a worker was killed in the middle of it, so each loo
 
 from datetime import timedelta
 
-from django.core.mail import mail_managers, send_mail
+from django.conf import settings
+from django.core.mail import send_mail
 from django.db.models import Count, Sum
 from django.db.models.functions import Coalesce
 from django.utils import timezone
@@ -60,4 +61,4 @@ def check_stock(product_id: int) -> None:
     """Tell the owner what runs out; a task of Django's own, which runs in the same workers."""
     product = Product.objects.get(pk=product_id)
     if product.stock < 3:
-        mail_managers("Order more", f"{product.stock} left of {product}")
+        send_mail("Order more", f"{product.stock} left of {product}", None, [settings.SHOP_OWNER])
