@@ -129,7 +129,7 @@ def page() -> str:
     parts = [HEAD]
     for title, (link, names) in GROUPS.items():
         parts += [f"## {title}\n", f"[In full]({link})\n", _block(_text(_home(name), name) for name in names)]
-    shown = ("inline", "capture_sent", "Sent", "SentMessage", "fake_run")
+    shown = ("inline", "capture_sent", "watch_sent", "Sent", "SentMessage", "fake_run")
     parts += ["## Test\n", "From `taskbridge.testing`: [in full](testing.md)\n"]
     parts += [_block(_text(testing, name) for name in shown)]
     parts += ["## Errors\n", "[In full](errors.md)\n", _block(["\n".join(map(_error, _errors()))])]

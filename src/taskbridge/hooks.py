@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final, Literal, get_args
@@ -87,6 +88,16 @@ class Hooks:
         if name not in self.of:
             raise ValueError(f"there is no hook {name!r}{nearest(name, HOOK_NAMES)}")
         return self.of[name]
+
+    @contextmanager
+    def added(self, name: HookName, hook: Hook) -> Generator[None, None, None]:
+        """Have a hook while the block runs."""
+        hooks = self.of[name]
+        hooks.append(hook)
+        try:
+            yield
+        finally:
+            hooks.remove(hook)
 
     def call(self, event: Event) -> None:
         """Call the hooks of an event; one that fails is logged, and changes nothing else."""

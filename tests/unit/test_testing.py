@@ -24,7 +24,7 @@ from taskbridge import (
     configure,
     current,
 )
-from taskbridge.testing import capture_sent, fake_run, inline
+from taskbridge.testing import capture_sent, fake_run, inline, watch_sent
 
 
 class Shop:
@@ -288,6 +288,23 @@ def test_blocks_may_be_nested_and_sending_goes_on_after_them() -> None:
     assert [[message.args[0] for message in sent] for sent in (outer, inner)] == [["a", "c"], ["b"]]
     assert shop.bridge.run_until_idle() == 1
     assert shop.ran == [("d", 1)]
+
+
+def test_what_is_sent_can_be_watched_and_run_too() -> None:
+    shop = Shop("inline://?threads=0")
+
+    with watch_sent(shop.bridge) as sent:
+        shop.pack.send("a")
+        shop.pack.using(queue="vip").schedule(60, item="b")
+        runs = shop.bridge.run_until_idle()
+    shop.pack.send("c")
+
+    assert runs == 2
+    assert [(each.args, dict(each.kwargs), each.queue, each.delay_s) for each in sent] == [
+        (("a",), {}, "default", 0.0),
+        ((), {"item": "b"}, "vip", 60.0),
+    ]
+    sent.assert_sent(shop.pack, "b")
 
 
 # fake_run

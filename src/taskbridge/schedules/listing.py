@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -32,6 +32,7 @@ from taskbridge.schedules.stored import (
     definition_of,
     newest,
     revised,
+    using_of,
 )
 from taskbridge.stores.base import Store
 from taskbridge.stores.ticks import DELETED_KEPT_S, Plan, ScheduleState, Ticks
@@ -133,7 +134,7 @@ class Schedules:
             self._added = {**self._added, schedule.name: schedule}
 
     def _of_call(self, call: Call[Any], timing: Timing) -> Schedule:
-        declaration, using = call.declaration, asdict(call.options)
+        declaration, using = call.declaration, using_of(call.options)
         if self._bridge.declaration_of(declaration.name) is None:
             raise DeclarationError(f"task {declaration.name!r} is not one of this bridge")
         schedule = named(None, declaration.name, timing, results=declaration.results)
@@ -269,7 +270,7 @@ class Schedules:
             raise DeclarationError(f"schedule {name!r} needs cron or every")
         schedule = self._of_call(call, timing)
         if expires is not None:
-            schedule = replace(schedule, using=asdict(replace(call.options, expires=expires)))
+            schedule = replace(schedule, using=using_of(replace(call.options, expires=expires)))
         if call.options.queue is not None:
             check_known(call.options.queue, self._bridge.queues())
         self._check_own(name, "give this one another name")

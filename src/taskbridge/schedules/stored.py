@@ -138,6 +138,11 @@ def change(
         sleep(uniform(0.0, _PAUSE_S))
 
 
+def using_of(options: SendOptions) -> dict[str, Any]:
+    """Return what a schedule keeps of options: all but `commit`, for a worker that sends has no transaction."""
+    return {key: value for key, value in asdict(options).items() if key != "commit"}
+
+
 def definition_of(schedule: Schedule) -> Definition:
     """Return how a schedule is kept, without what `revised` adds."""
     timing = schedule.timing
@@ -196,7 +201,7 @@ def schedule_of(name: str, found: Definition) -> Schedule:
         name=name,
         task=found["task"],
         timing=timing,
-        using=asdict(SendOptions(**codec.loads(found["using"]))),
+        using=using_of(SendOptions(**codec.loads(found["using"]))),
         encoded=(args_json, kwargs_json, int(form)),
         revision=revision,
         begins_at=float(begins_at),

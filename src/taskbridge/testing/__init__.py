@@ -17,7 +17,7 @@ from taskbridge.bridge import Bridge, default_bridge
 from taskbridge.brokers.base import Broker
 from taskbridge.context import Context, current, entered
 from taskbridge.durations import moment
-from taskbridge.hooks import Hooks
+from taskbridge.hooks import Event, Hooks
 from taskbridge.message import Message, Priority, new_id
 from taskbridge.retry import ErrorInfo, RetryPolicy
 from taskbridge.runner import Runner
@@ -90,6 +90,22 @@ class Sent(list[SentMessage]):
         raise AssertionError(f"{task.name} {args} {kwargs} was not sent; sent was:{shown}")
 
 
+def _seen(bridge: Bridge, message: Message, delay_s: float) -> SentMessage:
+    declaration = bridge.declaration_of(message.task)
+    args, kwargs = message.arguments() if declaration is None else declaration.decoded(message)
+    return SentMessage(
+        task=message.task,
+        args=tuple(args),
+        kwargs=kwargs,
+        queue=message.queue,
+        priority=message.priority,
+        delay_s=delay_s,
+        expires_at=moment(message.expires_at),
+        headers=message.headers,
+        id=message.id,
+    )
+
+
 class _Capture:
     """Takes messages in the place of a broker."""
 
@@ -101,22 +117,7 @@ class _Capture:
         self.park([(message, 0.0) for message in messages], timeout_s=timeout_s)
 
     def park(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
-        for message, delay_s in messages:
-            declaration = self._bridge.declaration_of(message.task)
-            args, kwargs = message.arguments() if declaration is None else declaration.decoded(message)
-            self._sent.append(
-                SentMessage(
-                    task=message.task,
-                    args=tuple(args),
-                    kwargs=kwargs,
-                    queue=message.queue,
-                    priority=message.priority,
-                    delay_s=delay_s,
-                    expires_at=moment(message.expires_at),
-                    headers=message.headers,
-                    id=message.id,
-                )
-            )
+        self._sent += [_seen(self._bridge, message, delay_s) for message, delay_s in messages]
 
 
 @contextmanager
@@ -131,6 +132,23 @@ def capture_sent(bridge: Bridge | None = None) -> Generator[Sent, None, None]:
         warnings.simplefilter("ignore", RuntimeWarning)  # where no url is set, none is needed
         _ = of.settings
     with of.divert(cast("Broker", _Capture(of, sent))):
+        yield sent
+
+
+@contextmanager
+def watch_sent(bridge: Bridge | None = None) -> Generator[Sent, None, None]:
+    """Keep what is sent while the block runs, and send it: within `inline`, say, so that it can also be run.
+
+    Args:
+        bridge: Whose messages; the default one's if None.
+    """
+    sent, of = Sent(), default_bridge() if bridge is None else bridge
+
+    def keep(event: Event) -> None:
+        if event.message is not None:
+            sent.append(_seen(of, event.message, event.delay_s))
+
+    with of.hooks.added("after_send", keep):
         yield sent
 
 
