@@ -154,7 +154,9 @@ class DeadLetters:
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
         start = None if after is None else _place_of(after)
-        left = filter(_filter(task, reason, queue), self._since(0.0 if start is None else start[0]))
+        left: Iterator[DeadLetter] = filter(
+            _filter(task, reason, queue), self._since(0.0 if start is None else start[0])
+        )
         if start is not None:
             left = (letter for letter in left if _place(letter) > start)
         page = list(islice(left, limit))

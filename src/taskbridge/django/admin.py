@@ -24,7 +24,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern
 from django.utils.formats import localize
 from django.utils.html import format_html
-from django.utils.timezone import template_localtime
+from django.utils.timezone import localtime
 
 from taskbridge.bridge import default_bridge
 from taskbridge.dead import DeadEntry
@@ -79,6 +79,7 @@ class Page(ChangeList):
 
     after: str | None = None
     remark: str = ""
+    model_admin: ShownAdmin
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> Rows[Any]:
         """Return the rows, read once for each request."""
@@ -106,8 +107,8 @@ class ShownAdmin(_ModelAdmin):
     sortable_by = ()
     actions: Sequence[str] = ()
 
-    class Media:  # noqa: D106
-        css = {"all": ("taskbridge/admin.css",)}  # noqa: RUF012
+    class Media:
+        css = {"all": ("taskbridge/admin.css",)}
 
     def read(self, request: HttpRequest, page: Page) -> Iterable[Any]:
         """Return the objects of a page of the list, and set what else the page shows."""
@@ -175,7 +176,13 @@ class ShownAdmin(_ModelAdmin):
         """Log and say that something was done with objects."""
         for each in objects:
             self.log_change(request, each, f"{done.capitalize()}.")
-            self.message_user(request, f"{each} {done}.", messages.SUCCESS)
+            self.say(request, f"{each} {done}", messages.SUCCESS)
+
+    def say(self, request: HttpRequest, text: str, level: int = messages.WARNING) -> None:
+        """Say something about an object, whose id comes first in the text."""
+        self.message_user(
+            request, f"{self.opts.verbose_name} {text}.", level
+        )  # Django makes the first letter a capital
 
     @admin.display(description="traceback")
     def pre_traceback(self, found: Any) -> str:
@@ -216,7 +223,7 @@ class DeadLetterAdmin(ShownAdmin):
         *("worker", "arguments", "headers", "pre_traceback"),
     )
 
-    def get_fields(self, request: HttpRequest, obj: DeadLetter | None = None) -> Sequence[Any]:
+    def get_fields(self, request: HttpRequest, obj: DeadLetter | None = None) -> list[Any]:
         """Return what is shown of a letter: arguments and headers, which may be secret, only with a permission."""
         shows = self.may(request, "view_arguments")
         return [name for name in self.fields if shows or name not in ("arguments", "headers")]
@@ -224,14 +231,14 @@ class DeadLetterAdmin(ShownAdmin):
     def read(self, request: HttpRequest, page: Page) -> Iterable[DeadLetter]:
         """Return a page of the letters, those of some tasks if there is a search."""
         task = page.query if not page.query or "*" in page.query else f"*{page.query}*"
-        after, limit = request.GET.get("after"), self.list_per_page
-        if request.POST.get("select_across") == "1":
-            after = limit = None
-        with suppress(ValueError):  # it is no page's
+        is_all = request.POST.get("select_across") == "1"
+        limit, after = (None, None) if is_all else (self.list_per_page, request.GET.get("after"))
+        try:
             found = default_bridge().dead.list(task=task or None, limit=limit, after=after)
-            page.after = found.next
-            return map(_letter, found.entries)
-        return ()
+        except ValueError:  # `after` is no page's
+            return ()
+        page.after = found.next
+        return map(_letter, found.entries)
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> DeadLetter | None:
         """Return a letter by its id."""
@@ -254,7 +261,7 @@ class DeadLetterAdmin(ShownAdmin):
             (outcome.held, "stays: another message holds its unique key"),
         ):
             for each in ids:
-                self.message_user(request, f"{each} {why}.", messages.WARNING)
+                self.say(request, f"{each} {why}")
 
     def delete_model(self, request: HttpRequest, obj: DeadLetter) -> None:
         """Forget a letter for good."""
@@ -279,7 +286,7 @@ class MessageAdmin(ShownAdmin):
         *("cancel_asked", "pre_attempts", "error", "result", "pre_traceback"),
     )
 
-    def get_fields(self, request: HttpRequest, obj: Message | None = None) -> Sequence[Any]:
+    def get_fields(self, request: HttpRequest, obj: Message | None = None) -> list[Any]:
         """Return what is shown of a message: its result, which may be secret, only with a permission."""
         return [name for name in self.fields if name != "result" or self.may(request, "view_arguments")]
 
@@ -311,7 +318,7 @@ class MessageAdmin(ShownAdmin):
             if status.state == "cancelled" or (status.cancel_asked and not status.is_final):
                 self.log_acts(request, [each], "cancelled" if status.is_final else "told to stop, for it runs")
             else:
-                self.message_user(request, f"{each} is {status.state} already.", messages.WARNING)
+                self.say(request, f"{each} is {status.state} already")
 
     @admin.display(description="attempts")
     def pre_attempts(self, found: Message) -> str:
@@ -347,7 +354,7 @@ class ScheduleAdmin(ShownAdmin):
             return [first, when, call]
         return [first, when, (call[0], {"fields": ("queue",)})]
 
-    def get_readonly_fields(self, request: HttpRequest, obj: Schedule | None = None) -> Sequence[Any]:
+    def get_readonly_fields(self, request: HttpRequest, obj: Schedule | None = None) -> tuple[str, ...]:
         """Return the name: it is what tells schedules apart."""
         return () if obj is None else ("name",)
 
@@ -432,9 +439,10 @@ def _message(status: Status) -> Message:
 
 
 def _attempt(attempt: Attempt) -> str:
-    started, ended = (localize(template_localtime(each)) for each in (attempt.started_at, attempt.ended_at))
-    error = f": {_error(attempt.error)}" if attempt.error else ""
-    return f"{attempt.number}. {started} to {ended or '...'} on {attempt.worker}{error}"
+    started = localize(localtime(attempt.started_at))
+    ended = "..." if attempt.ended_at is None else localize(localtime(attempt.ended_at))
+    error = "" if attempt.error is None else f": {_error(attempt.error)}"
+    return f"{attempt.number}. {started} to {ended} on {attempt.worker}{error}"
 
 
 def _schedule(entry: ScheduleEntry) -> Schedule:

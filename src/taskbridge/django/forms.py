@@ -18,7 +18,6 @@ from taskbridge.message import FORM
 from taskbridge.schedules.plan import CatchUp, Overlap, check_name, named, timing_of, zone_of
 from taskbridge.tasks import Call, SendOptions
 
-
 if TYPE_CHECKING:
     _ModelForm = forms.ModelForm[Schedule]
 else:
@@ -43,10 +42,10 @@ class ScheduleForm(_ModelForm):
         help_text="What becomes of a tick while the message before has not ended: it is sent, or skipped.",
     )
 
-    class Meta:  # noqa: D106
+    class Meta:
         model = Schedule
         fields = "__all__"
-        help_texts = {  # noqa: RUF012
+        help_texts = {
             "cron": "Five fields: minute, hour, day of the month, month, day of the week, such as 0 8 * * mon-fri.",
             "timezone": "The zone of the expression, such as Europe/Rome; UTC if left empty.",
             "every": "In place of an expression: seconds, counted from 1970-01-01 00:00 UTC.",
@@ -54,7 +53,7 @@ class ScheduleForm(_ModelForm):
             "args": "A JSON array, such as [7].",
             "kwargs": 'A JSON object, such as {"name": "x"}.',
         }
-        widgets = {  # noqa: RUF012
+        widgets = {
             "args": forms.Textarea({"rows": 2, "class": "vLargeTextField"}),
             "kwargs": forms.Textarea({"rows": 2, "class": "vLargeTextField"}),
         }
@@ -68,23 +67,28 @@ class ScheduleForm(_ModelForm):
     def clean(self) -> dict[str, Any]:
         """Check the fields together, and make of them what `put` takes."""
         data: dict[str, Any] = super().clean() or {}
-        bridge = default_bridge()
-        declaration = bridge.declaration_of(data.get("task", ""))
-        if declaration is None:  # the field has an error already
+        if self.errors:
             return data
+        bridge = default_bridge()
+        declaration = bridge.declaration_of(data["task"])
+        assert declaration is not None, "it was one of the choices"
         former = bridge.schedules.planned().get(self.instance.pk or "")
         options = SendOptions() if former is None else SendOptions(**former.using)
+        options = replace(options, queue=data["queue"] or None, expires=data["expires"] or _kept(options))
         self._name: str = data.get("name", self.instance.pk)
+        keys = ("cron", "every", "timezone", "catch_up", "overlap")
+        self._time = {key: None if data[key] == "" else data[key] for key in keys}
         with self._errors_of("name"):
             check_name(self._name)
         with self._errors_of("timezone"):
             zone_of(data["timezone"] or "UTC")
-        self._time = {key: data.get(key) or None for key in ("cron", "every", "timezone", "catch_up", "overlap")}
-        with self._errors_of("cron" if data["cron"] else "every"):
-            if (timing := timing_of(**self._time)) is None:
-                raise DeclarationError("Give an expression, or this.")
-        with self._errors_of("overlap"):
-            named(self._name, declaration.name, timing, results=declaration.results)
+            with self._errors_of("cron" if self._time["cron"] else "every"):
+                if self._time["cron"] is None and self._time["every"] is None:
+                    raise DeclarationError("Give an expression, or this.")
+                timing = timing_of(**self._time)
+                assert timing is not None
+                with self._errors_of("overlap"):
+                    named(None, declaration.name, timing, results=declaration.results)
         args_json, kwargs_json = data.get("args", "[]"), data.get("kwargs", "{}")
         if "args" not in self.fields and former is not None and former.encoded is not None:
             args_json, kwargs_json, _ = former.encoded  # the user may not see them
@@ -93,8 +97,6 @@ class ScheduleForm(_ModelForm):
             args = codec.loads_array(args_json)
         with self._errors_of("kwargs"):
             kwargs = codec.loads_object(kwargs_json)
-        kept = None if isinstance(options.expires, datetime) else options.expires
-        options = replace(options, queue=data["queue"] or None, expires=data["expires"] or kept)
         with self._errors_of("args"):
             args, kwargs = declaration.fitted(args, kwargs, FORM)
             self._call: Call[Any] = Call(declaration=declaration, args=tuple(args), kwargs=kwargs, options=options)
@@ -111,3 +113,8 @@ class ScheduleForm(_ModelForm):
             yield
         except (TaskBridgeError, TypeError, ValueError) as exc:
             self.add_error(field if field in self.fields else None, str(exc))
+
+
+def _kept(options: SendOptions) -> Any:
+    """Return after how long each message expires, which the form doesn't show; None if they don't."""
+    return None if isinstance(options.expires, datetime) else options.expires

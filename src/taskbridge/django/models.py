@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 from django.db import models
 from typing_extensions import Self
@@ -16,7 +15,7 @@ from taskbridge.schedules.plan import LONGEST_NAME
 class Shown(models.Model):
     """Something that broker or store know; an instance is a copy that is made for one page, and is never saved."""
 
-    class Meta:  # noqa: D106
+    class Meta:
         abstract = True
         managed = False
 
@@ -27,8 +26,9 @@ class Shown(models.Model):
     def of(cls, found: object, **more: object) -> Self:
         """Return what the library's own object tells, by the names of its attributes; `more` wins over it."""
         names = [field.attname for field in cls._meta.concrete_fields]
-        values: list[Any] = [more[name] if name in more else getattr(found, name) for name in names]
-        return cls.from_db(None, names, values)
+        values = [more[name] if name in more else getattr(found, name) for name in names]
+        made: Self = cls.from_db(None, names, values)
+        return made
 
 
 class Queue(Shown):
@@ -37,7 +37,7 @@ class Queue(Shown):
     name: models.TextField[str, str] = models.TextField(primary_key=True)
     waiting: models.PositiveIntegerField[int, int] = models.PositiveIntegerField()
 
-    class Meta(Shown.Meta):  # noqa: D106
+    class Meta(Shown.Meta):
         default_permissions = ("view",)
 
 
@@ -59,7 +59,7 @@ class DeadLetter(Shown):
     headers: models.TextField[str, str] = models.TextField()
     traceback: models.TextField[str, str] = models.TextField()
 
-    class Meta(Shown.Meta):  # noqa: D106
+    class Meta(Shown.Meta):
         default_permissions = ("view", "delete")
         permissions = (("replay_deadletter", "Can replay dead letter"),)
         verbose_name = "dead letter"
@@ -84,7 +84,7 @@ class Message(Shown):
     traceback: models.TextField[str, str] = models.TextField()
     result: models.TextField[str, str] = models.TextField()
 
-    class Meta(Shown.Meta):  # noqa: D106
+    class Meta(Shown.Meta):
         default_permissions = ("view",)
         permissions = (
             ("cancel_message", "Can cancel message"),
@@ -112,5 +112,5 @@ class Schedule(Shown):
     missed: models.PositiveIntegerField[int, int] = models.PositiveIntegerField(editable=False)
     source: models.TextField[str, str] = models.TextField(editable=False)
 
-    class Meta(Shown.Meta):  # noqa: D106
+    class Meta(Shown.Meta):
         permissions = (("run_schedule", "Can run schedule now"),)

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 SECRET_KEY: Final = "only for tests"
 USE_TZ: Final = True
+TIME_ZONE: Final = "UTC"
 DEFAULT_AUTO_FIELD: Final = "django.db.models.BigAutoField"
 ROOT_URLCONF: Final = "tests.django.site.urls"
 STATIC_URL: Final = "static/"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 from django.db import migrations, models
 
 
@@ -11,8 +9,8 @@ class Migration(migrations.Migration):
     """Make the models known."""
 
     initial = True
-    dependencies: ClassVar[list[Any]] = []
-    operations: ClassVar[list[Any]] = [
+    dependencies = []
+    operations = [
         migrations.CreateModel(
             name="DeadLetter",
             fields=[
