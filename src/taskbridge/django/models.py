@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from typing import Any
 
 from django.db import models
-from typing_extensions import Self
 
 from taskbridge.schedules.plan import LONGEST_NAME
 
-# What the admin shows of broker and store: its models have permissions, a name and columns, but no table.
+# What the admin shows of broker and store: the models give it names and permissions, and there are no tables.
 
 
 class Shown(models.Model):
-    """Something that broker or store know; an instance is a copy that is made for one page, and is never saved."""
+    """Something that broker or store know; it is made for one page, and never saved.
+
+    Attributes:
+        found: The library's own object that tells of it; None if only the id is known.
+    """
+
+    found: Any = None
 
     class Meta:
         abstract = True
@@ -22,42 +27,20 @@ class Shown(models.Model):
     def __str__(self) -> str:
         return str(self.pk)
 
-    @classmethod
-    def of(cls, found: object, **more: object) -> Self:
-        """Return what the library's own object tells, by the names of its attributes; `more` wins over it."""
-        names = [field.attname for field in cls._meta.concrete_fields]
-        values = [more[name] if name in more else getattr(found, name) for name in names]
-        made: Self = cls.from_db(None, names, values)
-        return made
-
 
 class Queue(Shown):
-    """A known queue."""
+    """A known queue; `found` is how many messages wait in it."""
 
     name: models.TextField[str, str] = models.TextField(primary_key=True)
-    waiting: models.PositiveIntegerField[int, int] = models.PositiveIntegerField()
 
     class Meta(Shown.Meta):
         default_permissions = ("view",)
 
 
 class DeadLetter(Shown):
-    """A message that failed for good, as `Bridge.dead` has it."""
+    """A message that failed for good; `found` is its `DeadEntry`."""
 
     id: models.TextField[str, str] = models.TextField(primary_key=True)
-    task: models.TextField[str | None, str | None] = models.TextField()
-    queue: models.TextField[str | None, str | None] = models.TextField()
-    reason: models.TextField[str, str] = models.TextField()
-    error: models.TextField[str, str] = models.TextField()
-    attempts: models.PositiveIntegerField[int | None, int | None] = models.PositiveIntegerField()
-    replays: models.PositiveIntegerField[int, int] = models.PositiveIntegerField()
-    enqueued_at: models.DateTimeField[datetime | None, datetime | None] = models.DateTimeField("sent")
-    expires_at: models.DateTimeField[datetime | None, datetime | None] = models.DateTimeField("expires")
-    died_at: models.DateTimeField[datetime | None, datetime | None] = models.DateTimeField("died")
-    worker: models.TextField[str | None, str | None] = models.TextField()
-    arguments: models.TextField[str, str] = models.TextField()
-    headers: models.TextField[str, str] = models.TextField()
-    traceback: models.TextField[str, str] = models.TextField()
 
     class Meta(Shown.Meta):
         default_permissions = ("view", "delete")
@@ -66,23 +49,9 @@ class DeadLetter(Shown):
 
 
 class Message(Shown):
-    """A message whose id is known, as its record in the store tells of it."""
+    """A message whose id is known; `found` is its `Status`."""
 
     id: models.TextField[str, str] = models.TextField(primary_key=True)
-    task: models.TextField[str, str] = models.TextField()
-    queue: models.TextField[str, str] = models.TextField()
-    state: models.TextField[str, str] = models.TextField()
-    reason: models.TextField[str, str] = models.TextField()
-    progress: models.TextField[str, str] = models.TextField()
-    enqueued_at: models.DateTimeField[datetime, datetime] = models.DateTimeField("sent")
-    due_at: models.DateTimeField[datetime | None, datetime | None] = models.DateTimeField("due")
-    ended_at: models.DateTimeField[datetime | None, datetime | None] = models.DateTimeField("ended")
-    replays: models.PositiveIntegerField[int, int] = models.PositiveIntegerField()
-    cancel_asked: models.BooleanField[bool, bool] = models.BooleanField("cancelled while it ran")
-    attempts: models.TextField[str, str] = models.TextField()
-    error: models.TextField[str, str] = models.TextField()
-    traceback: models.TextField[str, str] = models.TextField()
-    result: models.TextField[str, str] = models.TextField()
 
     class Meta(Shown.Meta):
         default_permissions = ("view",)
@@ -93,24 +62,9 @@ class Message(Shown):
 
 
 class Schedule(Shown):
-    """A schedule, as `Bridge.schedules` has it."""
+    """A schedule; `found` is its `ScheduleEntry`."""
 
     name: models.CharField[str, str] = models.CharField(primary_key=True, max_length=LONGEST_NAME)
-    task: models.TextField[str, str] = models.TextField()
-    enabled: models.BooleanField[bool, bool] = models.BooleanField(default=True)
-    cron: models.CharField[str, str] = models.CharField(blank=True, max_length=255)
-    timezone: models.CharField[str, str] = models.CharField(blank=True, max_length=255)
-    every: models.PositiveIntegerField[int | None, int | None] = models.PositiveIntegerField(blank=True, null=True)
-    catch_up: models.CharField[str, str] = models.CharField(default="one", max_length=255)
-    overlap: models.CharField[str, str] = models.CharField(default="allow", max_length=255)
-    expires: models.DateTimeField[datetime | None, datetime | None] = models.DateTimeField(blank=True, null=True)
-    args: models.TextField[str, str] = models.TextField("positional arguments", default="[]")
-    kwargs: models.TextField[str, str] = models.TextField("keyword arguments", default="{}")
-    queue: models.CharField[str, str] = models.CharField(blank=True, max_length=255)
-    next_run: models.DateTimeField[datetime | None, datetime | None] = models.DateTimeField(editable=False)
-    last_run: models.DateTimeField[datetime | None, datetime | None] = models.DateTimeField(editable=False)
-    missed: models.PositiveIntegerField[int, int] = models.PositiveIntegerField(editable=False)
-    source: models.TextField[str, str] = models.TextField(editable=False)
 
     class Meta(Shown.Meta):
         permissions = (("run_schedule", "Can run schedule now"),)
