@@ -33,6 +33,8 @@ from taskbridge.exceptions import (
     TaskBridgeError,
     UnsupportedError,
 )
+from taskbridge.schedules.listing import ScheduleEntry
+from taskbridge.schedules.plan import Cron
 
 M = TypeVar("M", bound=Shown)
 
@@ -104,6 +106,11 @@ def column(name: str, read: Callable[[Any], Any] | None = None) -> Callable[[Any
 
 def _error(entry: DeadEntry) -> str:
     return "" if entry.error is None else f"{entry.error.type}: {entry.error.message}"
+
+
+def _when(entry: ScheduleEntry) -> str:
+    zone = f" {entry.timing.timezone}" if isinstance(entry.timing, Cron) else ""
+    return entry.timing.spec.replace(" ", "\N{NO-BREAK SPACE}") + zone
 
 
 class ShownAdmin(_ModelAdmin):
@@ -287,8 +294,8 @@ class ScheduleAdmin(ShownAdmin):
     list_display = (
         "name",
         column("task"),
-        column("when", lambda entry: entry.timing.spec),
-        column("enabled", lambda entry: not entry.paused),
+        column("when", _when),
+        column("state", lambda entry: "paused" if entry.paused else "enabled"),
         column("next_run", lambda entry: next(iter(entry.next_runs), None)),
         column("last_run", lambda entry: entry.last_planned_at),
         *map(column, ("missed", "source")),
@@ -323,9 +330,8 @@ class ScheduleAdmin(ShownAdmin):
         return self.may(request, "add_schedule")
 
     def has_change_permission(self, request: HttpRequest, obj: Schedule | None = None) -> bool:
-        can_be = (
-            obj is None or obj.found is None or (obj.found.source == "store" and default_bridge().knows(obj.found.task))
-        )
+        found = None if obj is None else obj.found
+        can_be = found is None or (found.source == "store" and default_bridge().knows(found.task))
         return can_be and self.may(request, "change_schedule")
 
     def has_delete_permission(self, request: HttpRequest, obj: Schedule | None = None) -> bool:
