@@ -20,6 +20,8 @@ from importlib import import_module
 from pprint import pformat
 from typing import Any, Final
 
+from taskbridge.schedules.from_celery import time_of
+
 OLD: Final = {
     "celerybeat_schedule": "beat_schedule",
     "celeryd_concurrency": "worker_concurrency",
@@ -212,9 +214,10 @@ def _schedules(value: Any, left: dict[str, Any], url: str) -> Outcome:
     schedules: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
     for name, entry in value.items():
-        time = _time(entry["schedule"], zone)
-        if time is None:
-            problems.append(f"{name}: {entry['schedule']!r} has no equivalent")
+        try:
+            time = time_of(entry["schedule"], zone)
+        except ValueError as exc:
+            problems.append(f"{name}: {entry['schedule']!r}: {exc}")
             continue
         options = dict(entry.get("options") or {})
         schedules[name] = {"task": entry["task"], **time}
@@ -225,30 +228,6 @@ def _schedules(value: Any, left: dict[str, Any], url: str) -> Outcome:
             schedules[name]["queue"] = options.pop("queue")
         problems += [f"{name}: {option} = {each!r} is an option of @task" for option, each in options.items()]
     return schedules, problems
-
-
-def _time(schedule: Any, zone: Any) -> dict[str, Any] | None:
-    if isinstance(schedule, timedelta):
-        schedule = schedule.total_seconds()
-    if isinstance(schedule, (int, float)):
-        return {"every": int(schedule)} if schedule >= 1 else None
-    if type(schedule).__name__ == "schedule":
-        return _time(schedule.run_every, zone)
-    if type(schedule).__name__ != "crontab":  # solar
-        return None
-    fields = schedule.__reduce__()[1]  # minute, hour, day of week, day of month, month of year, as they were given
-    minute, hour, weekday, day, month = (_field(each) for each in fields)
-    weekday = ",".join(_weekdays(part) for part in weekday.split(","))
-    return {"cron": f"{minute} {hour} {day} {month} {weekday}", **({"timezone": str(zone)} if zone else {})}
-
-
-def _field(given: Any) -> str:
-    return ",".join(map(str, given)) if isinstance(given, (list, tuple, set, frozenset)) else str(given)
-
-
-def _weekdays(part: str) -> str:
-    """Return days of the week with names of three letters, as cron has them."""
-    return "-".join(word[:3] if word[:1].isalpha() else word for word in part.split("-"))
 
 
 CONVERTED: Final[Mapping[str, tuple[str, Callable[[Any, dict[str, Any], str], Outcome]]]] = {

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskbridge import codec, failures
-from taskbridge.brokers.base import Decide, Taken
+from taskbridge.brokers.base import Decide, PagingBroker, Taken
 from taskbridge.durations import moment
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NoSuchDeadLetter
 from taskbridge.logs import logger
@@ -154,13 +154,22 @@ class DeadLetters:
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
         start = None if after is None else _place_of(after)
-        found = sorted(filter(_filter(task, reason, queue), self._bridge.broker.dead_letters()), key=_place)
-        left = found if start is None else [letter for letter in found if _place(letter) > start]
-        page = left[:limit]
-        is_last = len(page) == len(left)
+        left: Iterator[DeadLetter] = filter(
+            _filter(task, reason, queue), self._since(0.0 if start is None else start[0])
+        )
+        if start is not None:
+            left = (letter for letter in left if _place(letter) > start)
+        page = list(islice(left, limit))
+        is_last = next(left, None) is None
         return DeadPage(
             entries=tuple(map(self._shown, page)), next=None if is_last else f"{page[-1].died_at!r}:{page[-1].id}"
         )
+
+    def _since(self, died_at: float) -> Iterator[DeadLetter]:
+        broker = self._bridge.broker
+        if isinstance(broker, PagingBroker):
+            return broker.dead_letters_since(died_at)
+        return iter(sorted(broker.dead_letters(), key=_place))
 
     def get(self, id: str) -> DeadEntry:
         """Return one dead letter; raise `NoSuchDeadLetter` if there is none of this id."""

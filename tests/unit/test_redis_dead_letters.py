@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -89,3 +90,35 @@ def test_a_full_server_still_lets_dead_letters_be_purged_and_replayed(make_redis
         assert bridge.dead.purge(ids[1]) == (ids[1],)
         assert [each.id for each in bridge.dead_letters()] == [ids[2]]
         assert _parked(client, bridge) == [ids[0]]
+
+
+def test_pages_follow_one_another_where_many_letters_died_in_one_millisecond(bridge: Bridge) -> None:
+    ids = [f"letter-{number:03}" for number in range(65)]
+    for number, each in enumerate(reversed(ids)):  # by when they died, and not by their ids
+        bridge.broker.bury(
+            replace(letter(each), died_at=1e9 * 4 + number // 30 * 1e-3 + number % 30 * 1e-5), timeout_s=20
+        )
+    wanted = [each.id for each in sorted(bridge.dead_letters(), key=lambda each: (each.died_at, each.id))]
+
+    found, after = list[str](), None
+    while True:
+        page = bridge.dead.list(limit=7, after=after)
+        found += [each.id for each in page.entries]
+        after = page.next
+        if after is None:
+            break
+
+    assert found == wanted == ids[::-1]
+
+
+def test_a_page_reads_as_much_whatever_is_stored(bridge: Bridge, client: Any) -> None:
+    def cost() -> int:
+        before = client.info("stats")["total_commands_processed"]
+        assert len(bridge.dead.list(limit=30).entries) == 30
+        return int(client.info("stats")["total_commands_processed"] - before - 1)  # what it is asked with
+
+    bury(bridge, 50)
+    few = cost()
+    bury(bridge, 500)
+
+    assert cost() == few

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -247,6 +247,15 @@ class SignBroker(Broker, Protocol):
 
     def see_signs(self, names: Sequence[str], *, timeout_s: float) -> Collection[str]:
         """Return those of these signs that are there."""
+        ...
+
+
+@runtime_checkable
+class PagingBroker(Broker, Protocol):
+    """A broker that need not read all dead letters to show some."""
+
+    def dead_letters_since(self, died_at: float) -> Iterator[DeadLetter]:
+        """Yield the dead letters that died at this time or later, by that time and by id, each read as it is needed."""
         ...
 
 

@@ -72,12 +72,12 @@ _COMMANDS = (
 _CTRL_C = 130  # 128 + SIGINT, what shells expect
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line, that of the process if None is given, and return its exit code."""
+def main(argv: Sequence[str] | None = None, *, more: Sequence[command.Command] = ()) -> int:
+    """Run the command line, that of the process if None is given, and return its exit code; it may have more commands."""
     # A command says itself what it means for it; where it doesn't matter, the warning would only be in the way.
     warnings.filterwarnings("ignore", message="no url is set", category=RuntimeWarning)
     try:
-        parser = _parser()
+        parser = _parser((*_COMMANDS, *more))
         if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
             import argcomplete  # here, for it is an extra
 
@@ -105,10 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> command.Parser:
+def _parser(known: Sequence[command.Command]) -> command.Parser:
     parser = command.Parser(prog="taskbridge", usage="taskbridge COMMAND ...", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"taskbridge {__version__}")
     commands = parser.add_subparsers(prog="taskbridge", title="commands", metavar="COMMAND", dest="command")
-    for each in _COMMANDS:
+    for each in known:
         each.add_to(commands)
     return parser

@@ -1,9 +1,12 @@
-"""The outbox: what `commit="outbox"` sends, in the application's own database until a worker publishes it."""
+"""The app's models: the outbox, and what the admin shows."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.db import models
 
+from taskbridge.schedules.plan import LONGEST_NAME
 
 class OutboxEntry(models.Model):
     """A message that is to be published; see `taskbridge.outbox`.
@@ -27,3 +30,65 @@ class OutboxEntry(models.Model):
         indexes = (models.Index(fields=["namespace", "leased_until", "id"], name="taskbridge_outboxentry_due"),)
         verbose_name = "outbox entry"
         verbose_name_plural = "outbox entries"
+
+
+# What the admin shows of broker and store: the models give it names and permissions, and there are no tables.
+
+
+class Shown(models.Model):
+    """Something that broker or store know; it is made for one page, and never saved.
+
+    Attributes:
+        found: The library's own object that tells of it; None if only the id is known.
+    """
+
+    found: Any = None
+
+    class Meta:
+        abstract = True
+        managed = False
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+
+class Queue(Shown):
+    """A known queue; `found` is how many messages wait in it."""
+
+    name: models.TextField[str, str] = models.TextField(primary_key=True)
+
+    class Meta(Shown.Meta):
+        default_permissions = ("view",)
+
+
+class DeadLetter(Shown):
+    """A message that failed for good; `found` is its `DeadEntry`."""
+
+    id: models.TextField[str, str] = models.TextField(primary_key=True)
+
+    class Meta(Shown.Meta):
+        default_permissions = ("view", "delete")
+        permissions = (("replay_deadletter", "Can replay dead letter"),)
+        verbose_name = "dead letter"
+
+
+class Message(Shown):
+    """A message whose id is known; `found` is its `Status`."""
+
+    id: models.TextField[str, str] = models.TextField(primary_key=True)
+
+    class Meta(Shown.Meta):
+        default_permissions = ("view",)
+        permissions = (
+            ("cancel_message", "Can cancel message"),
+            ("view_arguments", "Can view arguments, headers and results of messages"),
+        )
+
+
+class Schedule(Shown):
+    """A schedule; `found` is its `ScheduleEntry`."""
+
+    name: models.CharField[str, str] = models.CharField(primary_key=True, max_length=LONGEST_NAME)
+
+    class Meta(Shown.Meta):
+        permissions = (("run_schedule", "Can run schedule now"),)

@@ -238,6 +238,21 @@ class Schedules:
         self._sending.send_tick(call, id=message_id, headers=headers)
         return message_id
 
+    def run(self, name: str) -> str:
+        """Send a schedule's message now, beside its ticks and though it is paused, and return the message's id.
+
+        Raises:
+            UnknownSchedule: There is none of this name, or its task is not known here.
+            UnsupportedError, BrokerUnavailable: There is no store, or it or the broker doesn't answer.
+            DecodeError, TypeError: The task is unique, and the arguments that are stored don't fit it here.
+        """
+        self.follow(at_once=True)
+        known = self.planned()
+        if name not in known:
+            raise UnknownSchedule(name, sorted(known))
+        self._store()
+        return self.send(known[name], self._bridge.now())
+
     # Those that are put at run time
 
     def put(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha1
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from typing import Any, Final, NamedTuple
 
 from taskbridge.brokers.base import Buried, Counts, Decide, RedisCommand, Remark, Taken, Wire
@@ -126,6 +126,13 @@ class RedisBroker:
         """
         return [found.letter for part in self._dead_parts(ids, self._settings.send_timeout_s) for found in part]
 
+    def dead_letters_since(self, died_at: float) -> Iterator[DeadLetter]:
+        """Yield the dead letters that died at this time or later, by that time and by id, 20 read at a time."""
+        parts = self._dead_parts(None, self._settings.send_timeout_s, since=died_at)
+        letters = (found.letter for part in parts for found in part)
+        for _, together in groupby(letters, key=lambda letter: _milliseconds(letter.died_at)):  # as Redis sorts them
+            yield from sorted(together, key=lambda letter: (letter.died_at, letter.id))
+
     def take_dead(self, decide: Decide, *, ids: Collection[str] | None = None, timeout_s: float) -> list[str]:
         """Take dead letters out, up to 20 in one script, which also parks what is replayed, due now."""
         taken: list[str] = []
@@ -144,13 +151,16 @@ class RedisBroker:
         answers = self._client.execute([call], timeout_s=timeout_s, replicas=self._settings.wait_replicas)
         return [found.letter.id for (found, _), answer in zip(chosen, answers, strict=True) if answer]
 
-    def _dead_parts(self, ids: Collection[str] | None, timeout_s: float) -> Iterator[list[_Dead]]:
-        """Yield the dead letters, or those of these ids, the oldest first, a part at a time."""
+    def _dead_parts(
+        self, ids: Collection[str] | None, timeout_s: float, *, since: float = 0.0
+    ) -> Iterator[list[_Dead]]:
+        """Yield the dead letters since a time, or those of these ids, the oldest first, a part at a time."""
         while self._client.execute([burying(self._keys, None, self._settings.dead_ttl_s)], timeout_s=timeout_s):
             pass  # there is more to forget
         everything = ids is None or any(each.startswith(RAW) for each in ids)  # which are not those of the keys, always
         if everything or len(ids or ()) > _LETTERS_TOGETHER:  # for they come in their order, part by part
-            keys: list[bytes] = self._client.execute([("ZRANGE", self._keys.dead, 0, -1)], timeout_s=timeout_s)
+            everything_since = "ZRANGEBYSCORE", self._keys.dead, _milliseconds(since), "+inf"
+            keys: list[bytes] = self._client.execute([everything_since], timeout_s=timeout_s)
             if not everything:
                 keys = [key for key in keys if key.decode(errors="replace") in (ids or ())]
         else:

@@ -10,7 +10,12 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from taskbridge.cli import main
+from taskbridge import cli
+from taskbridge.django.import_beat import import_beat
+
+
+def _main(arguments: Sequence[str]) -> int:
+    return cli.main(arguments, more=[import_beat])
 
 
 class Command(BaseCommand):
@@ -24,11 +29,11 @@ class Command(BaseCommand):
         django.add_argument("--settings")  # Django has obeyed both
         django.add_argument("--pythonpath")
         os.environ["PYTHONPATH"] = os.pathsep.join(_own_path())
-        sys.exit(main(django.parse_known_args(argv[2:])[1]))
+        sys.exit(_main(django.parse_known_args(argv[2:])[1]))
 
     def print_help(self, prog_name: str, subcommand: str) -> None:
         """Print the help of taskbridge, for `manage.py help taskbridge`."""
-        main(["--help"])
+        _main(["--help"])
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Take what `call_command` is given."""
@@ -36,7 +41,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, arguments: Sequence[str], **options: Any) -> None:
         """Run a command for `call_command("taskbridge", "check")`; if its code is not 0, it is a `CommandError`."""
-        if code := main(arguments):
+        if code := _main(arguments):
             raise CommandError(f"taskbridge {' '.join(arguments)} ended with exit code {code}", returncode=code)
 
 

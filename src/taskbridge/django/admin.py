@@ -1,0 +1,375 @@
+"""The section "Tasks" of Django's admin: views over broker and store, which keep no second copy.
+
+They are Django's own views of lists and forms. Only where these would ask a table, they are given what the library
+tells: a page of rows, or one object. Each act is an action of the list, or Django's own `delete`, so that permissions,
+questions and log entries are Django's. A forbidden act is answered with 403.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import wraps
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from django.contrib import admin, messages
+from django.contrib.admin.views.main import ChangeList
+from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.template.response import TemplateResponse
+from django.urls import URLPattern
+
+from taskbridge.bridge import default_bridge
+from taskbridge.dead import DeadEntry
+from taskbridge.django.forms import ScheduleForm
+from taskbridge.django.models import DeadLetter, Message, Queue, Schedule, Shown
+from taskbridge.exceptions import (
+    BrokerUnavailable,
+    NoSuchDeadLetter,
+    NoSuchRecord,
+    NotInstalledError,
+    TaskBridgeError,
+    UnsupportedError,
+)
+from taskbridge.schedules.listing import ScheduleEntry
+from taskbridge.schedules.plan import Cron
+
+M = TypeVar("M", bound=Shown)
+
+if TYPE_CHECKING:
+    _ModelAdmin = admin.ModelAdmin[Any]
+else:
+    _ModelAdmin = admin.ModelAdmin  # which takes no parameters
+
+
+class Rows(QuerySet[M]):
+    """Objects that no table holds, where Django's views want a query's."""
+
+    @classmethod
+    def of(cls, model: type[M], objects: Iterable[M]) -> Rows[M]:
+        """Return rows that are these objects."""
+        rows = cls(model)
+        rows._result_cache = [*objects]
+        return rows
+
+    @property
+    def ordered(self) -> bool:
+        """Whether they have an order: that of the library."""
+        return True
+
+    def filter(self, *args: Any, pk__in: Iterable[str], **kwargs: Any) -> Rows[M]:
+        """Return the rows of these ids, which may be of another page, or gone since the page was shown."""
+        known = {each.pk: each for each in self}
+        return Rows.of(self.model, [known.get(each) or self.model(pk=each) for each in pk__in])
+
+
+class Page(ChangeList):
+    """One page of a list.
+
+    Attributes:
+        after: Where the next page begins; None if this is the last one, or there are no pages.
+        remark: What is said above the list.
+    """
+
+    after: str | None = None
+    remark: str = ""
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> Rows[Any]:
+        """Return the rows, read once for each request."""
+        if not hasattr(self, "rows"):
+            read: Callable[..., Iterable[Any]] = getattr(self.model_admin, "read")  # noqa: B009 - it is a `ShownAdmin`
+            self.rows = Rows.of(self.model, read(request, self))
+        return self.rows
+
+    def get_results(self, request: HttpRequest) -> None:
+        """Set what Django's template shows of a list."""
+        self.result_list = self.rows
+        self.result_count = self.full_result_count = len(self.rows)
+        self.show_full_result_count = self.can_show_all = self.multi_page = False
+        self.show_admin_actions = bool(self.rows)
+        self.paginator = self.model_admin.get_paginator(request, self.rows, max(1, len(self.rows)))
+        self.first_page = self.get_query_string(remove=["after"])
+        self.next_page = self.get_query_string({"after": self.after})
+
+
+def column(name: str, read: Callable[[Any], Any] | None = None) -> Callable[[Any], Any]:
+    """Return a column: an attribute of what was found, or what is read of it."""
+
+    @admin.display(description=name.replace("_", " "))
+    def value(shown: Shown) -> Any:
+        return getattr(shown.found, name) if read is None else read(shown.found)
+
+    return value
+
+
+def _error(entry: DeadEntry) -> str:
+    return "" if entry.error is None else f"{entry.error.type}: {entry.error.message}"
+
+
+def _when(entry: ScheduleEntry) -> str:
+    zone = f" {entry.timing.timezone}" if isinstance(entry.timing, Cron) else ""
+    return entry.timing.spec.replace(" ", "\N{NO-BREAK SPACE}") + zone
+
+
+class ShownAdmin(_ModelAdmin):
+    """An admin of what broker or store know. A subclass has `read`, which returns the objects of a page of the list."""
+
+    list_per_page = 50
+    sortable_by = ()
+    fields = ()  # templates show what there is
+    actions: Any = ()
+
+    class Media:
+        css = {"all": ("taskbridge/admin.css",)}
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return Page
+
+    def get_urls(self) -> list[URLPattern]:
+        urls = super().get_urls()
+        for each in urls:
+            each.callback = self._answering(each.callback)
+        return urls
+
+    def _answering(self, view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
+        """Return a view that says so if broker or store are away, or refuse."""
+
+        @wraps(view)
+        def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            try:
+                return view(request, *args, **kwargs)
+            except TaskBridgeError as exc:
+                is_away = isinstance(exc, BrokerUnavailable | UnsupportedError | NotInstalledError)
+                title = "Not available" if is_away else "Not done"
+                about = {"title": title, "opts": self.opts, "problem": getattr(exc, "problem", exc)}
+                context = {**self.admin_site.each_context(request), **about}
+                status = HTTPStatus.SERVICE_UNAVAILABLE if is_away else HTTPStatus.CONFLICT
+                return TemplateResponse(request, "admin/taskbridge/problem.html", context, status=status)
+
+        return answer
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        asked = {"delete_selected", *self.actions}.intersection(request.POST.getlist("action"))
+        if not asked <= self.get_actions(request).keys():  # Django would ignore it
+            raise PermissionDenied
+        title = str(self.opts.verbose_name_plural).capitalize()
+        return super().changelist_view(request, {"title": title, **(extra_context or {})})
+
+    def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        choices = self.get_action_choices(request, default_choices=[])
+        context["acts"] = [each for each in choices if each[0] != "delete_selected"]  # for which there is a button
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def may(self, request: HttpRequest, what: str) -> bool:
+        """Return whether the user has a permission of this app."""
+        return bool(getattr(request.user, "has_perm")(f"{self.opts.app_label}.{what}"))  # noqa: B009 - untyped
+
+    def log_acts(self, request: HttpRequest, objects: Iterable[Shown], done: str) -> None:
+        """Log and say that something was done with objects."""
+        for each in objects:
+            self.log_change(request, each, f"{done.capitalize()}.")
+            self.say(request, f"{each} {done}", messages.SUCCESS)
+
+    def say(self, request: HttpRequest, text: str, level: int = messages.WARNING) -> None:
+        """Say something about an object; Django begins it with a capital letter, so that no id can stand first."""
+        self.message_user(request, f"{self.opts.verbose_name} {text}.", level)
+
+
+@admin.register(Queue)
+class QueueAdmin(ShownAdmin):
+    """The known queues, and how much waits in each."""
+
+    list_display = ("name", column("waiting", int))
+
+    def read(self, request: HttpRequest, page: Page) -> Iterable[Queue]:
+        counts = default_bridge().counts()
+        page.remark = f"In all queues, {counts.delayed} delayed and {counts.dead} dead."
+        return (_shown(Queue, name, waiting) for name, waiting in counts.waiting.items())
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Queue | None:
+        waiting = default_bridge().counts().waiting.get(object_id)
+        return None if waiting is None else _shown(Queue, object_id, waiting)
+
+
+@admin.register(DeadLetter)
+class DeadLetterAdmin(ShownAdmin):
+    """The dead letters, the oldest first. To delete one is to purge it."""
+
+    list_display = (
+        "id",
+        *map(column, ("task", "queue", "reason")),
+        column("error", _error),
+        *map(column, ("attempts", "died_at")),
+    )
+    search_fields = ("task",)
+    search_help_text = "a part of a task's name, or a glob such as shop.*"
+    actions = ("replay",)
+
+    def read(self, request: HttpRequest, page: Page) -> Iterable[DeadLetter]:
+        task = page.query if not page.query or "*" in page.query else f"*{page.query}*"
+        is_all = request.POST.get("select_across") == "1"
+        limit, after = (None, None) if is_all else (self.list_per_page, request.GET.get("after"))
+        try:
+            found = default_bridge().dead.list(task=task or None, limit=limit, after=after)
+        except ValueError:  # `after` is no page's
+            return ()
+        page.after = found.next
+        return (_shown(DeadLetter, each.id, each) for each in found.entries)
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> DeadLetter | None:
+        with suppress(NoSuchDeadLetter):
+            return _shown(DeadLetter, object_id, default_bridge().dead.get(object_id))
+        return None
+
+    def has_replay_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, "replay_deadletter")
+
+    @admin.action(description="Replay", permissions=["replay"])
+    def replay(self, request: HttpRequest, rows: Rows[DeadLetter]) -> None:
+        outcome = default_bridge().dead.replay([each.pk for each in rows])
+        self.log_acts(request, (each for each in rows if each.pk in outcome.ids), "replayed")
+        for ids, why in (
+            (outcome.missing, "is not there any more"),
+            (outcome.unreadable, "can't be read as a message"),
+            (outcome.held, "stays: another message holds its unique key"),
+        ):
+            for each in ids:
+                self.say(request, f"{each} {why}")
+
+    def delete_model(self, request: HttpRequest, obj: DeadLetter) -> None:
+        default_bridge().dead.purge(obj.pk)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[DeadLetter]) -> None:
+        default_bridge().dead.purge([each.pk for each in queryset])
+
+
+@admin.register(Message)
+class MessageAdmin(ShownAdmin):
+    """Any message whose id is known and that is recorded; stores can't list them."""
+
+    list_display = ("id", *map(column, ("task", "queue", "state", "enqueued_at", "ended_at")))
+    search_fields = ("id",)
+    search_help_text = "the whole id of a message"
+    actions = ("cancel",)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Message | None = None) -> bool:
+        return False  # records go when their time is over
+
+    def read(self, request: HttpRequest, page: Page) -> Iterable[Message]:
+        found = self.get_object(request, page.query.strip()) if page.query else None
+        page.remark = "No message of this id is known." if page.query and found is None else ""
+        return [] if found is None else [found]
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Message | None:
+        with suppress(NoSuchRecord):
+            return _shown(Message, object_id, default_bridge().handle(object_id).status())
+        return None
+
+    def has_cancel_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, "cancel_message")
+
+    @admin.action(description="Cancel", permissions=["cancel"])
+    def cancel(self, request: HttpRequest, rows: Rows[Message]) -> None:
+        for each in rows:
+            status = default_bridge().handle(each.pk).cancel()
+            if status.state == "cancelled" or (status.cancel_asked and not status.is_final):
+                self.log_acts(request, [each], "cancelled" if status.is_final else "told to stop, for it runs")
+            else:
+                self.say(request, f"{each} is {status.state} already")
+
+
+@admin.register(Schedule)
+class ScheduleAdmin(ShownAdmin):
+    """All schedules. Those that were put at run time can be changed and deleted; the others are in code or settings."""
+
+    form = ScheduleForm
+    list_display = (
+        "name",
+        column("task"),
+        column("when", _when),
+        column("state", lambda entry: "paused" if entry.paused else "enabled"),
+        column("next_run", lambda entry: next(iter(entry.next_runs), None)),
+        column("last_run", lambda entry: entry.last_planned_at),
+        *map(column, ("missed", "source")),
+    )
+    actions = ("pause", "resume", "run_now")
+
+    def read(self, request: HttpRequest, page: Page) -> Iterable[Schedule]:
+        return (_shown(Schedule, each.name, each) for each in default_bridge().schedules.list())
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Schedule | None:
+        found = (each for each in default_bridge().schedules.list() if each.name == object_id)
+        return next((_shown(Schedule, each.name, each) for each in found), None)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Schedule | None = None) -> Any:
+        shows_arguments = obj is None or self.may(request, "view_arguments")
+        return [
+            (None, {"fields": ("name", "task", "enabled")}),
+            ("When", {"fields": ("cron", "timezone", "every", "expires", "catch_up", "overlap")}),
+            ("The message", {"fields": ("args", "kwargs", "queue") if shows_arguments else ("queue",)}),
+        ]
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        form = super().get_form(request, obj, change, **{**kwargs, "fields": ("name",)})  # it declares the others
+        shown = [name for _, options in self.get_fieldsets(request, obj) for name in options["fields"]]
+        form.base_fields = {name: each for name, each in form.base_fields.items() if name in shown}
+        return form
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Schedule | None = None) -> tuple[str, ...]:
+        return () if obj is None else ("name",)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, "add_schedule")
+
+    def has_change_permission(self, request: HttpRequest, obj: Schedule | None = None) -> bool:
+        found = None if obj is None else obj.found
+        can_be = found is None or (found.source == "store" and default_bridge().knows(found.task))
+        return can_be and self.may(request, "change_schedule")
+
+    def has_delete_permission(self, request: HttpRequest, obj: Schedule | None = None) -> bool:
+        can_be = obj is None or obj.found is None or obj.found.source == "store"
+        return can_be and self.may(request, "delete_schedule")
+
+    def has_run_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, "run_schedule")
+
+    def save_model(self, request: HttpRequest, obj: Schedule, form: Any, change: bool) -> None:
+        form.put()
+
+    def delete_model(self, request: HttpRequest, obj: Schedule) -> None:
+        default_bridge().schedules.delete(obj.pk)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Schedule]) -> None:
+        for each in queryset:
+            default_bridge().schedules.delete(each.pk)
+
+    @admin.action(description="Pause", permissions=["change"])
+    def pause(self, request: HttpRequest, rows: Rows[Schedule]) -> None:
+        for each in rows:
+            default_bridge().schedules.pause(each.pk)
+            self.log_acts(request, [each], "paused")
+
+    @admin.action(description="Resume", permissions=["change"])
+    def resume(self, request: HttpRequest, rows: Rows[Schedule]) -> None:
+        for each in rows:
+            default_bridge().schedules.resume(each.pk)
+            self.log_acts(request, [each], "resumed")
+
+    @admin.action(description="Run now", permissions=["run"])
+    def run_now(self, request: HttpRequest, rows: Rows[Schedule]) -> None:
+        for each in rows:
+            self.log_acts(request, [each], f"sent as message {default_bridge().schedules.run(each.pk)}")
+
+
+def _shown(model: type[M], pk: str, found: object) -> M:
+    made = model(pk=pk)
+    made.found = found
+    return made
