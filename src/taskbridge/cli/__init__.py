@@ -73,7 +73,10 @@ _CTRL_C = 130  # 128 + SIGINT, what shells expect
 
 
 def main(argv: Sequence[str] | None = None, *, more: Sequence[command.Command] = ()) -> int:
-    """Run the command line, that of the process if None is given, and return its exit code; it may have more commands."""
+    """Run the command line, that of the process if None is given, and return its exit code.
+
+    It has the commands of taskbridge, and `more`.
+    """
     # A command says itself what it means for it; where it doesn't matter, the warning would only be in the way.
     warnings.filterwarnings("ignore", message="no url is set", category=RuntimeWarning)
     try:
@@ -105,7 +108,7 @@ def main(argv: Sequence[str] | None = None, *, more: Sequence[command.Command] =
     return code
 
 
-def _parser(known: Sequence[command.Command]) -> command.Parser:
+def _parser(known: Sequence[command.Command] = _COMMANDS) -> command.Parser:
     parser = command.Parser(prog="taskbridge", usage="taskbridge COMMAND ...", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"taskbridge {__version__}")
     commands = parser.add_subparsers(prog="taskbridge", title="commands", metavar="COMMAND", dest="command")

@@ -8,6 +8,7 @@ from django.db import models
 
 from taskbridge.schedules.plan import LONGEST_NAME
 
+
 class OutboxEntry(models.Model):
     """A message that is to be published; see `taskbridge.outbox`.
 
