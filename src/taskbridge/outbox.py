@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
 from taskbridge.background import Background
@@ -41,6 +42,10 @@ _BUSY_S: Final = 0.1
 _SELDOM_S: Final = 5.0
 """How often where nothing needs an outbox: if one does all the same, it was left by another release or with settings of
 another process."""
+
+_IN_USE_S: Final = 3600.0
+"""For how long an application's outbox counts as in use after something was found there; else it is looked into seldom,
+for a look takes a connection."""
 
 _TOGETHER: Final = 100
 _LEASE_S: Final = 6.0  # how long an entry is left to the worker that was told of it, and how soon it is tried again
@@ -79,7 +84,7 @@ class ApplicationOutbox(Outbox, Protocol):
         ...
 
     def leave(self) -> None:
-        """Close the connections of the calling thread, which ends."""
+        """Close the connections of the calling thread, which does not look again soon."""
         ...
 
 
@@ -105,6 +110,8 @@ class Relay(Background):
         self._has_found = False
         self._is_busy = False
         self._is_application_away = False
+        self._in_use_until = 0.0  # the application's, monotonic
+        self._next_look = 0.0  # into it, monotonic
 
     @property
     def _outbox(self) -> Outbox | None:
@@ -151,9 +158,16 @@ class Relay(Background):
         """
         if self._is_busy:
             return _BUSY_S
-        if self._has_found or self._application is not None or not self._host.settings.goes_along:
+        if self._has_found or self._is_in_use() or not self._host.settings.goes_along:
             return _LOOK_S
         return _LOOK_S if any(each.unique for each in self._host.declarations()) else _SELDOM_S
+
+    def _is_in_use(self) -> bool:
+        """Return whether there is an application's outbox that processes write to, as far as is known here."""
+        application = self._application
+        if application is None:
+            return False
+        return self._host.settings.commit == OUTBOX or application.may_hold or monotonic() < self._in_use_until
 
     def step(self) -> bool:
         """Publish what is due, up to 100 entries of each outbox, and return whether there may be more.
@@ -166,7 +180,7 @@ class Relay(Background):
             return False
         has_more = self._step(outbox, is_store=True)
         self._is_busy = False
-        if application is None:
+        if application is None or monotonic() < self._next_look:
             return has_more
         try:
             has_more = self._step(application, is_store=False) or has_more
@@ -176,6 +190,9 @@ class Relay(Background):
                 is_foreseen = isinstance(exc, BrokerUnavailable)
                 _log.warning("what is in the application's outbox waits: %s", exc, exc_info=not is_foreseen)
             self._is_application_away = True
+        if not self._is_in_use():
+            self._next_look = monotonic() + _SELDOM_S
+            application.leave()
         return has_more
 
     def _step(self, outbox: Outbox, *, is_store: bool) -> bool:
@@ -188,6 +205,8 @@ class Relay(Background):
             self.publish(ready, timeout_s=self._timeout_s)
         else:
             self._is_busy = bool(found)
+            if found:
+                self._in_use_until = monotonic() + _IN_USE_S
             known = [(key, each) for key, each in read.items() if each is not None]
             for has_key in (False, True):
                 part = [(key, each) for key, each in known if each.has_key is has_key]

@@ -57,7 +57,8 @@ def project_on(folder: Path, url: str, database: str, store: str) -> Generator[P
     """Have the project on a broker, a database and a store, with its tables."""
     notes = folder / "notes"
     notes.touch()
-    site = Post(folder, url, database=database, SITE_NOTES=str(notes), TASKBRIDGE_STORE=store, TASKBRIDGE_QUEUES="idle")
+    settings = {"TASKBRIDGE_STORE": store, "TASKBRIDGE_QUEUES": "idle", "TASKBRIDGE_COMMIT": "outbox"}
+    site = Post(folder, url, database=database, SITE_NOTES=str(notes), **settings)
     site.notes = notes
     try:
         site.manage("migrate", "--run-syncdb", "--verbosity", "0")

@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from taskbridge import Bridge, BrokerUnavailable, UnsupportedError
+from taskbridge import Bridge, BrokerUnavailable, Message, UnsupportedError, outbox
+from taskbridge.stores import entries
 from taskbridge.stores.entries import loads_held
 from taskbridge.transactions import Transactions, checked_commit
+from tests.servers import PrivateRedis
 
 T = TypeVar("T")
 
@@ -212,3 +214,35 @@ def test_without_a_store_the_outbox_is_refused(ledger: Ledger) -> None:
 )
 def test_commit_is_read(given: object, names: tuple[str, ...] | None) -> None:
     assert checked_commit(given) == names
+
+
+def test_an_outbox_that_nobody_seems_to_use_is_looked_into_seldom(
+    ledger: Ledger, redis_server: PrivateRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, looks = [1000.0], list[float]()
+    due_entries = ledger.due_entries
+
+    def noted(**asked: Any) -> list[tuple[str, str]]:
+        looks.append(now[0])
+        return due_entries(**asked)
+
+    monkeypatch.setattr(outbox, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ledger, "due_entries", noted)
+    bridge = Bridge(f"celery+{redis_server.url}", namespace="seldom")
+    bridge.task(name="note")(print)
+    bridge.transactions = ledger
+
+    for after_s in (0, 4, 1):
+        now[0] += after_s
+        bridge.relay.step()
+    assert looks == [1000, 1005]
+    assert ledger.has_left, "the connection is closed meanwhile"
+
+    message = Message(id="found", task="note", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=0)
+    ledger.rows["0"] = entries.held(message, 0.0).dumps()
+    for after_s in (5, 0.1, 0.1):
+        now[0] += after_s
+        bridge.relay.step()
+    assert looks == [1000, 1005, 1010, 1010.1, 1010.2], "it is in use"
+    assert ledger.rows == {}
+    bridge.close()

@@ -83,8 +83,9 @@ class DjangoOutbox:
             self._entries().filter(pk__in=ids).update(leased_until=0.0)
 
     def leave(self) -> None:
-        """Close this thread's connection."""
-        connections[self._database].close()
+        """Close this thread's connection, unless it is in a transaction, as that of a test is."""
+        if not connections[self._database].in_atomic_block:
+            connections[self._database].close()
 
     @contextmanager
     def _asked(self) -> Generator[str, None, None]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError, UnsupportedError, nearest
 from taskbridge.routing import check_known
 from taskbridge.schedules.plan import timing_of
+from taskbridge.schedules.stored import using_of
 from taskbridge.tasks import Call, SendOptions
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def take(bridge: Bridge, entry: Entry, *, dry_run: bool) -> tuple[str, str]:
         if what.options.queue is not None:
             check_known(what.options.queue, bridge.queues())
         call: Call[Any] = Call(declaration=declaration, args=tuple(what.args), kwargs=what.kwargs, options=what.options)
-        new = entry.task, timing_of(name=entry.name, **what.time), asdict(what.options), call.encoded()
+        new = entry.task, timing_of(name=entry.name, **what.time), using_of(what.options), call.encoded()
         old = schedules.planned().get(entry.name)
         if old is not None and new == (old.task, old.timing, old.using, old.encoded):
             return "as before", entry.remark
