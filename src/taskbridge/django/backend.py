@@ -103,7 +103,7 @@ class TaskBackend(BaseTaskBackend):
     cancelled, expires, or loses its worker for good has `FAILED`, too. A worker logs what receivers of these two raise.
     """
 
-    task_class = BridgeTask
+    task_class: type[AnyTask] = BridgeTask
     supports_defer = True
     supports_async_task = True
     supports_get_result = True
