@@ -232,7 +232,7 @@ def test_an_outbox_that_nobody_seems_to_use_is_looked_into_seldom(
     bridge.task(name="note")(print)
     bridge.transactions = ledger
 
-    for after_s in (0, 4, 1):
+    for after_s in (0.0, 4.0, 1.0):
         now[0] += after_s
         bridge.relay.step()
     assert looks == [1000, 1005]
@@ -240,7 +240,7 @@ def test_an_outbox_that_nobody_seems_to_use_is_looked_into_seldom(
 
     message = Message(id="found", task="note", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=0)
     ledger.rows["0"] = entries.held(message, 0.0).dumps()
-    for after_s in (5, 0.1, 0.1):
+    for after_s in (5.0, 0.1, 0.1):
         now[0] += after_s
         bridge.relay.step()
     assert looks == [1000, 1005, 1010, 1010.1, 1010.2], "it is in use"
