@@ -35,7 +35,7 @@ READY_VARIABLE: Final = "TASKBRIDGE_APP_READY"
 """The environment variable with the path of a FIFO, to which each process that runs tasks writes its id."""
 
 INLINE_THREADS: Final = "taskbridge-inline"
-"""What the names of the threads begin with in which `inline://` runs messages, unless their caller does."""
+"""What the names of the threads begin with in which an inline bridge runs messages, unless their caller does."""
 
 MOST_TASKS: Final = "TASKBRIDGE_APP_MAX_TASKS"
 MOST_MEMORY: Final = "TASKBRIDGE_APP_MAX_MEMORY"
