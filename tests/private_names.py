@@ -38,6 +38,9 @@ _BY_NAME: Final = ("getattr", "setattr", "hasattr", "delattr")
 _OF_NAMED_TUPLES: Final = frozenset({"_asdict", "_fields", "_make", "_replace"})
 """What Python documents for all named tuples."""
 
+_OF_MODELS: Final = frozenset({"_meta", "_default_manager"})
+"""What Django documents for all models (docs.djangoproject.com: "Model _meta API", and "Managers")."""
+
 _FRAMES: Final = frozenset({"_getframe", "currentframe", "f_back"})
 
 
@@ -184,7 +187,7 @@ def _uses_in(path: str, tree: ast.Module) -> Iterator[Use]:
             known = frozenset() if "super()" in holder else own
             if holder == "os":  # os._exit
                 continue
-            if node.attr in private and node.attr not in known | HOOKS | _OF_NAMED_TUPLES:
+            if node.attr in private and node.attr not in known | HOOKS | _OF_NAMED_TUPLES | _OF_MODELS:
                 yield Use(path=path, line=node.lineno, name=node.attr, how="attribute")
         elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in UPSTREAM:
             parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
