@@ -26,7 +26,7 @@ RUN_TIMEOUT_S: Final = 300.0
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment and more, without settings of its own, its interpreter's programs first."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("TASKBRIDGE_")}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("TASKBRIDGE_", "DJANGO_"))}
     programs = str(Path(sys.executable).parent)
     path = f"{programs}{os.pathsep}{inherited.get('PATH', '')}"
     return {**inherited, "PATH": path, "PYTHONUNBUFFERED": "1", **variables}

@@ -42,12 +42,11 @@ def test_its_tests_pass(project: Commands) -> None:
     assert "Ran 9 tests" in project.run("python manage.py test", env={})
 
 
-@pytest.mark.parametrize(("before", "after"), [("celery", "dramatiq"), ("dramatiq", "celery")])
 def test_the_shop_changes_its_engine_and_loses_nothing(
-    before: str, after: str, redis_server: PrivateRedis, project: Commands, start: Start
+    redis_server: PrivateRedis, project: Commands, start: Start
 ) -> None:
     variables = {
-        "TASKBRIDGE_URL": f"{before}+{redis_server.url}",
+        "TASKBRIDGE_URL": f"celery+{redis_server.url}",
         "TASKBRIDGE_NAMESPACE": f"tutorial-{uuid4().hex[:8]}",
     }
 
@@ -71,7 +70,7 @@ def test_the_shop_changes_its_engine_and_loses_nothing(
     assert worker.stop() == 0
 
     name, _, limit = project.shown("export SHOP_REFUND_LIMIT_CENTS=")[1].partition("=")
-    variables |= {"TASKBRIDGE_URL": f"{after}+{redis_server.url}", name: limit}
+    variables |= {"TASKBRIDGE_URL": f"dramatiq+{redis_server.url}", name: limit}
     worker = start(*worker_command, cwd=project.folder, env=variables)
     terminal("dead replay")
 
