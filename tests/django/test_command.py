@@ -107,7 +107,9 @@ def test_a_watched_worker_starts_anew_when_an_app_elsewhere_changes(
         changed = tmp_path / "project" / "apps" / "diary" / "tasks.py"
 
         def is_noticed() -> bool:  # the folders are watched a little after the worker is ready
-            changed.write_text(TASKS.replace("{text}", "new {text}"))
+            whole = tmp_path / "tasks.py"
+            whole.write_text(TASKS.replace("{text}", "new {text}"))
+            whole.replace(changed)  # at once, for a worker may be importing it
             return "tasks.py changed: starting the workers anew" in site.log()
 
         site.until(is_noticed, "the change to be noticed")
