@@ -81,7 +81,7 @@ def every_key_is_held_to_the_end() -> None:
 @mutant("U4", "a_conflict_is_told_or_replaced")
 def nobody_is_told_of_a_conflict() -> None:
     """on_conflict="raise" is as "skip"."""
-    put(_SENDING, "_conflict", lambda _: lambda made, outcome: None)
+    put(_SENDING, "_conflict", lambda _: lambda way, message, outcome: None)
 
 
 @mutant("U4", "a_conflict_is_told_or_replaced")
@@ -176,11 +176,11 @@ def many_are_sent_as_if_they_were_not_unique() -> None:
     """send_many looks at no key."""
 
     def make(send_many: Any) -> Any:
-        def blind(self: Any, calls: Any) -> Any:
+        def blind(self: Any, calls: Any, **options: Any) -> Any:
             keys = self._keys
             self._keys = lambda way, call, form: ("", "", form)
             try:
-                return send_many(self, calls)
+                return send_many(self, calls, **options)
             finally:
                 self._keys = keys
 
