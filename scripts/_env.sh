@@ -207,7 +207,7 @@ other_venv() { # NAME, PYTHON, PACKAGE...: makes .venv-NAME with these packages,
     [ "$(cat "$venv/.installed" 2> /dev/null)" = "$wanted" ] && return 0
     say "Installing $* into .venv-$name ..."
     rm -rf "$venv"
-    if ! { "$python" -m venv "$venv" && quietly "$venv/bin/python" -m pip install -q "$@"; }; then
+    if ! { "$python" -m venv "$venv" && persistently quietly "$venv/bin/python" -m pip install -q "$@"; }; then
         say "warning: they can't be installed"
         return 1
     fi

@@ -180,7 +180,7 @@ class Relay(Background):
             return False
         has_more = self._step(outbox, is_store=True)
         self._is_busy = False
-        if application is None or monotonic() < self._next_look:
+        if application is None or (monotonic() < self._next_look and not self._is_in_use()):
             return has_more
         try:
             has_more = self._step(application, is_store=False) or has_more

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from taskbridge.brokers.redis import RedisBroker
     from taskbridge.declaration import Declaration
     from taskbridge.outbox import ApplicationOutbox
+    from taskbridge.stores.base import Store
     from taskbridge.stores.claims import Claims, Intent, Outcome
     from taskbridge.stores.records import Records, Status
     from taskbridge.transactions import Transactions
@@ -249,7 +250,7 @@ class Sending:
         if way.records is None:
             _publish(way.broker, [message], [wait_s], way.timeout_s)
         else:
-            _publish_recorded(way, [message], [way.records], [wait_s])
+            _publish_recorded(way, [message], [way.records], [wait_s], [wait_s])
         if way.runs_here or self._hooks.of["after_send"]:
             self._sent([(way, message, call, wait_s)])
         return self._handle(message)
@@ -295,9 +296,9 @@ class Sending:
         """
         for each in pending:
             each.open -= 1
-        made = [_shortened(each.made) for each in pending if each.open == 0]
+        made = [each.made for each in pending if each.open == 0]
         if made:
-            self._give(made, is_told=False)
+            self._give(made, is_late=True)
 
     def _put(self, outbox: ApplicationOutbox, made: Sequence[_Made]) -> None:
         from taskbridge.stores.entries import held  # here, for few applications have an outbox
@@ -307,8 +308,8 @@ class Sending:
         outbox.put(texts, self._bridge.work_is_there if way.runs_here else None)
         self._call_after_send(made)
 
-    def relay(self, messages: Sequence[Message], waits: Sequence[float], *, timeout_s: float) -> None:
-        """Publish what the application's outbox holds, perhaps a second time: all now, or each after its delay.
+    def relay(self, messages: Sequence[Message], lefts: Sequence[float], *, timeout_s: float) -> None:
+        """Publish what the application's outbox holds, perhaps a second time: all now, or each after what is left.
 
         All of them have a key or a chosen id, which is claimed, or none has.
 
@@ -317,10 +318,16 @@ class Sending:
             BrokerUnavailable: None was.
         """
         ways = [self._way(cast("Declaration", self._bridge.declaration_of(each.task))) for each in messages]
+        now = self._bridge.now()
+        waits = [
+            now + left_s - each.enqueued_at if left_s > 0 else 0.0 for each, left_s in zip(messages, lefts, strict=True)
+        ]
         if not messages[0].unique and not messages[0].digest:
-            _publish_recorded(ways[0], messages, [way.records for way in ways], waits)
+            _publish_recorded(ways[0], messages, [way.records for way in ways], waits, lefts)
             return
-        intents = [_intent(*each) for each in zip(ways, messages, waits, strict=True)]
+        claims = cast("Store", self._bridge.store).claims  # also of tasks that are not recorded any more
+        ways = [replace(way, claims=claims) for way in ways]
+        intents = [_intent(*each) for each in zip(ways, messages, waits, lefts, strict=True)]
         outcomes, error = self._claim(ways[0], intents, monotonic() + timeout_s)
         for index, outcome in outcomes.items():
             _log_conflict(_conflict(ways[index], messages[index], outcome), messages[index])
@@ -333,7 +340,7 @@ class Sending:
         """Send a message whose key and id are free; return its handle, or that of the one that holds them."""
         way, message, _, wait_s = made
         self._checked(*made)
-        deadline, intent = monotonic() + way.timeout_s, _intent(way, message, wait_s)
+        deadline, intent = monotonic() + way.timeout_s, _intent(way, message, wait_s, wait_s)
         holder: Status | None = None
         if not (way.goes_along and way.claims and way.claims.send_new(intent, timeout_s=way.timeout_s)):
             outcomes, error = self._claim(way, [intent], deadline, are_held=way.goes_along)
@@ -346,13 +353,15 @@ class Sending:
             self._sent([made])
         return self._handle(message, holder)
 
-    def _claim_many(self, made: Sequence[_Made]) -> tuple[dict[int, Outcome], BrokerUnavailable | None]:
+    def _claim_many(
+        self, made: Sequence[_Made], left_s: Callable[[_Made], float]
+    ) -> tuple[dict[int, Outcome], BrokerUnavailable | None]:
         """Do so with many, up to 100 at a time; return what `_claim` does."""
         outcomes: dict[int, Outcome] = {}
         error: BrokerUnavailable | None = None
         for start in range(0, len(made), _CLAIMED_TOGETHER):
             part = made[start : start + _CLAIMED_TOGETHER]
-            intents = [_intent(way, message, wait_s) for way, message, _, wait_s in part]
+            intents = [_intent(each[0], each[1], each[3], left_s(each)) for each in part]
             found, error = self._claim(part[0][0], intents, monotonic() + part[0][0].timeout_s)
             outcomes |= {start + index: outcome for index, outcome in found.items()}
             if error is not None:
@@ -457,35 +466,39 @@ class Sending:
         # Any of the calls may wait for a transaction: they are drawn in the thread, for that may take long.
         return await self._aside(lambda: self.send_many(calls, commit=commit), ())
 
-    def _give(self, drawn: Sequence[_Made], *, is_told: bool = True) -> list[Status | None]:
+    def _give(self, drawn: Sequence[_Made], *, is_late: bool = False) -> list[Status | None]:
         """Send what is checked; return of each message which other one holds its key or id, if one does.
 
-        Raises `SendError` if something was not sent; because another message holds its key or id only if the sender
-        `is_told`, else that is logged.
+        What is late was sent a while ago, and has waited for a commit: of a delay, the broker is told what is left.
+
+        Raises `SendError` if something was not sent; but that another message holds a key or an id is only logged if
+        it is late, for the sender has gone on.
         """
+        left_s = _left_s if is_late else _whole_s
         made = [each for each in drawn if not each[1].unique and not each[1].digest]
         keyed = [each for each in drawn if each[1].unique or each[1].digest]
-        outcomes, error = self._claim_many(keyed)
+        outcomes, error = self._claim_many(keyed, left_s)
         conflicts = {index: _conflict(*keyed[index][:2], each) for index, each in sorted(outcomes.items())}
         cause: TaskBridgeError | None = error
-        if cause is None and is_told:
+        if cause is None and not is_late:
             cause = next((each for each in conflicts.values() if each is not None), None)
         sent = {keyed[index][1].id for index, outcome in outcomes.items() if outcome.holder is None}
         maybe_taken = getattr(cause, "maybe_taken", False)
-        for index, conflict in () if is_told else conflicts.items():
+        for index, conflict in conflicts.items() if is_late else ():
             _log_conflict(conflict, keyed[index][1])
-        for batch in _batches(made):
+        for batch in _batches([(each, left_s(each)) for each in made]):
             if isinstance(cause, BrokerUnavailable):
                 break
-            ways, messages, _, waits = zip(*batch, strict=True)
+            of_batch, lefts = zip(*batch, strict=True)
+            ways, messages, _, waits = zip(*of_batch, strict=True)
             taken: Iterable[int] = range(len(messages))
             try:
-                _publish_recorded(ways[0], messages, [way.records for way in ways], waits)
+                _publish_recorded(ways[0], messages, [way.records for way in ways], waits, lefts)
             except BrokerUnavailable as exc:
                 cause = part = _of_batch(exc)
                 taken, maybe_taken = sorted(part.accepted), bool(part.unsure)
             sent |= {messages[index].id for index in taken}
-            self._sent([batch[index] for index in taken])
+            self._sent([of_batch[index] for index in taken])
         if cause is not None:
             ids = [message.id for _, message, _, _ in drawn]
             skipped = {keyed[index][1].id for index, conflict in conflicts.items() if conflict is None}
@@ -505,23 +518,28 @@ def _debounced_s(way: _Way, wait_s: float) -> float:
     return wait_s if way.unique is None or way.unique.debounce_s is None else way.unique.debounce_s
 
 
-def _shortened(made: _Made) -> _Made:
-    """Return a message with what is left of its delay, which counts from the call."""
-    way, message, call, wait_s = made
-    return way, message, call, max(0.0, message.enqueued_at + wait_s - way.clock()) if wait_s > 0 else 0.0
+def _whole_s(made: _Made) -> float:
+    """Return the delay of a message that is sent now."""
+    return made[3]
 
 
-def _batches(made: Sequence[_Made]) -> Iterator[Sequence[_Made]]:
-    """Return messages in batches for the broker: those without a delay first, and then the others."""
+def _left_s(made: _Made) -> float:
+    """Return what is left of the delay of a message, which counts from the call."""
+    way, message, _, wait_s = made
+    return max(0.0, message.enqueued_at + wait_s - way.clock()) if wait_s > 0 else 0.0
+
+
+def _batches(made: Sequence[tuple[_Made, float]]) -> Iterator[Sequence[tuple[_Made, float]]]:
+    """Return messages, with what is left of their delays, in batches: first those that the broker is not to park."""
     for is_delayed in (False, True):
-        part = [each for each in made if (each[3] > 0) is is_delayed]
+        part = [each for each in made if (each[1] > 0) is is_delayed]
         yield from (part[start : start + _BATCH] for start in range(0, len(part), _BATCH))
 
 
-def _intent(way: _Way, message: Message, wait_s: float) -> Intent:
-    delay_s = _debounced_s(way, wait_s)
-    commands = cast("RedisBroker", way.broker).commands(message, delay_s) if way.goes_along else ()
-    return cast("Claims", way.claims).intent(message, delay_s, way.unique, commands)
+def _intent(way: _Way, message: Message, wait_s: float, left_s: float) -> Intent:
+    """Return that a message is to be sent: its delay counts from the call, and so much of it is left."""
+    commands = cast("RedisBroker", way.broker).commands(message, left_s) if way.goes_along else ()
+    return cast("Claims", way.claims).intent(message, wait_s, way.unique, commands)
 
 
 def _conflict(way: _Way, message: Message, outcome: Outcome) -> TaskBridgeError | None:
@@ -567,9 +585,13 @@ def _publish(broker: Broker, messages: Sequence[Message], waits: Sequence[float]
 
 
 def _publish_recorded(
-    way: _Way, messages: Sequence[Message], records: Sequence[Records | None], waits: Sequence[float]
+    way: _Way,
+    messages: Sequence[Message],
+    records: Sequence[Records | None],
+    waits: Sequence[float],
+    lefts: Sequence[float],
 ) -> None:
-    """Publish messages, or park them if the first one has a delay, each with its record if its task has one.
+    """Publish messages, or park them if something is left of the first one's delay, each with its record if it has one.
 
     A broker in Redis whose database the records share takes both in one transaction. Otherwise the records are made
     first, and removed again if the messages were surely not sent; but not those of messages that somebody else may
@@ -581,14 +603,14 @@ def _publish_recorded(
     """
     keeper = next((each for each in records if each is not None), None)
     if keeper is None:
-        _publish(way.broker, messages, waits, way.timeout_s)
+        _publish(way.broker, messages, lefts, way.timeout_s)
         return
     given = list(zip(messages, waits, records, strict=True))
     if way.goes_along:
         broker = cast("RedisBroker", way.broker)
         along = [None if each is None else each.creating(message, wait_s) for message, wait_s, each in given]
-        if waits[0] > 0:
-            broker.park([(message, wait_s) for message, wait_s, _ in given], along=along, timeout_s=way.timeout_s)
+        if lefts[0] > 0:
+            broker.park([*zip(messages, lefts, strict=True)], along=along, timeout_s=way.timeout_s)
         else:
             broker.publish(messages, along=along, timeout_s=way.timeout_s)
         return
@@ -596,7 +618,7 @@ def _publish_recorded(
     recorded = [(message, wait_s) for message, wait_s, each in given if each is not None]
     keeper.create(recorded, timeout_s=way.timeout_s)
     try:
-        _publish(way.broker, messages, waits, max(0.001, deadline - monotonic()))
+        _publish(way.broker, messages, lefts, max(0.001, deadline - monotonic()))
     except BrokerUnavailable as exc:
         cause = _of_batch(exc)
         kept = cause.accepted | cause.unsure

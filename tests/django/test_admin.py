@@ -234,6 +234,23 @@ def test_arguments_and_results_are_for_those_who_may_view_them(inline: Bridge) -
             assert secret in page(more, path)
 
 
+def test_a_header_may_have_any_name(inline: Bridge) -> None:
+    letter = bury(inline, headers={"items": "3 books"})
+
+    assert "3 books" in page(browser("all"), f"deadletter/{letter}/change/")
+
+
+def test_where_letters_are_redacted_a_messages_errors_are_too(inline: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = fail.send("s3cret")
+    inline.run_until_idle()
+    few, more = browser(*VIEWS), browser(*VIEWS, "view_arguments")
+    assert "s3cret" in page(few, f"message/{handle.id}/change/")
+
+    monkeypatch.setattr(inline.dead, "redacts", True)
+    assert "s3cret" not in page(few, f"message/{handle.id}/change/")
+    assert "s3cret" in page(more, f"message/{handle.id}/change/")
+
+
 def test_the_redact_function_decides_for_everybody(inline: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
     letter = bury(inline, args_json='["4111 1111"]')
 
@@ -287,9 +304,12 @@ def test_a_page_costs_as_many_commands_whatever_is_stored(database: None, url_of
 
         def cost(path: str) -> int:
             page(client, path)
-            before = commands()
-            page(client, path)
-            return commands() - before - 1  # what it is asked with
+            costs = []
+            for _ in range(3):  # for the clock of the store is asked once in a while
+                before = commands()
+                page(client, path)
+                costs.append(commands() - before - 1)  # what it is asked with
+            return min(costs)
 
         with default_bridge().temporarily(url=url, namespace=f"admin-{uuid4().hex}"):
             bridge, client = default_bridge(), browser("all")
@@ -582,6 +602,15 @@ def test_arguments_that_json_has_not_stay_as_they_are(inline: Bridge) -> None:
     assert response.status_code == 302, errors(response)
     assert inline.schedules.planned()["remind"].encoded == before
     assert inline.schedules.planned()["remind"].timing == Every(90, name="remind")
+
+
+def test_arguments_that_the_user_may_not_see_go_to_no_other_task(inline: Bridge) -> None:
+    inline.schedules.put("report-7", report.call(4242), every=60)
+    client = browser(*VIEWS, "change_schedule")
+
+    client.post(f"{ADMIN}/schedule/report-7/change/", {"task": fail.name, "every": "90", "catch_up": "one"})
+
+    assert inline.schedules.planned()["report-7"].task == report.name
 
 
 def test_arguments_that_the_user_may_not_see_stay_as_they_are(inline: Bridge) -> None:

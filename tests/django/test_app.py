@@ -12,7 +12,7 @@ import pytest
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
-from django.test import override_settings
+from django.test import modify_settings, override_settings
 
 from taskbridge import Bridge, default_bridge
 from taskbridge.django import conf
@@ -78,6 +78,17 @@ def test_settings_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
 
 def ids() -> list[str]:
     return [message.id for message in run_checks(tags=["taskbridge"]) if message.id]
+
+
+def test_other_apps_in_a_test_change_nothing_of_the_bridge() -> None:
+    bridge = default_bridge()
+    before = bridge.around_of("any")
+    with (
+        bridge.temporarily(url="inline://?threads=1"),
+        modify_settings(INSTALLED_APPS={"append": "django.contrib.sites"}),
+    ):
+        assert bridge.settings.url.threads == 1
+    assert bridge.around_of("any") == before
 
 
 def test_nothing_is_said_of_a_project_where_all_is_well() -> None:

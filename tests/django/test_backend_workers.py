@@ -57,7 +57,7 @@ def test_workers_run_what_was_enqueued_and_results_tell_of_it(site: Project) -> 
     assert "in fails" in fails.errors[0].traceback
     assert twice.return_value == [2, twice.id, ["hm"], ["builtins.LookupError"]]
     assert (twice.attempts, twice.task.priority) == (2, 90)
-    assert [letter.id for letter in default_bridge().dead_letters()] == [fails.id]
+    assert fails.id in [letter.id for letter in default_bridge().dead_letters()]
 
 
 def test_workers_log_as_django_does(site: Project) -> None:

@@ -147,6 +147,16 @@ def test_a_second_run_changes_nothing(bridge: Bridge, tables: None) -> None:
     assert [each.paused for each in bridge.schedules.list() if each.name == "five"] == [True]
 
 
+def test_a_row_wins_over_the_settings_from_which_beat_made_it(inline: Bridge, tables: None) -> None:
+    every = insert("intervalschedule", every=30, period="seconds")
+    insert_task("purge", interval_id=every, enabled=False)
+
+    with override_settings(CELERY_BEAT_SCHEDULE={"purge": {"task": REPORT, "schedule": 30, "args": (7,)}}):
+        assert run(inline) == {"purge": ("put", "")}
+
+    assert [each.paused for each in inline.schedules.list() if each.name == "purge"] == [True]
+
+
 def test_a_dry_run_changes_nothing(bridge: Bridge, tables: None) -> None:
     insert_task("five", interval_id=insert("intervalschedule", every=5, period="minutes"))
     insert_task("other", interval_id=insert("intervalschedule", every=5, period="minutes"), task="nobody")
@@ -155,6 +165,14 @@ def test_a_dry_run_changes_nothing(bridge: Bridge, tables: None) -> None:
 
     assert {name: what for name, (what, _) in done.items()} == {"five": "to be put", "other": "left out"}
     assert put(bridge) == {}
+
+
+def test_a_single_run_that_expires_runs_in_no_other_year(inline: Bridge, tables: None) -> None:
+    clocked = insert("clockedschedule", clocked_time=SOON)
+    insert_task("once", clocked_id=clocked, one_off=True, expire_seconds=3600)
+    run(inline)
+
+    assert put(inline)["once"].using["expires"] == SOON + timedelta(hours=1)
 
 
 def test_a_single_run_at_a_time_runs_then_and_once(inline: Bridge, tables: None) -> None:

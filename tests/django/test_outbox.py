@@ -108,15 +108,15 @@ def test_a_row_is_left_to_the_worker_that_claimed_it_until_its_lease_ends(bridge
     for number in range(3):
         add.send(number, 0)
     outbox = DjangoOutbox(bridge)
-    first = outbox.due_entries(most=2, lease_s=6, timeout_s=1)
-    second = outbox.due_entries(most=2, lease_s=6, timeout_s=1)
+    first = outbox.due_entries(most=2, lease_s=600, timeout_s=1)
+    second = outbox.due_entries(most=2, lease_s=600, timeout_s=1)
     assert [len(first), len(second)] == [2, 1]
-    assert outbox.due_entries(most=2, lease_s=6, timeout_s=1) == []
+    assert outbox.due_entries(most=2, lease_s=600, timeout_s=1) == []
 
     outbox.hand_on_entries([key for key, _ in second], timeout_s=1)
-    assert outbox.due_entries(most=2, lease_s=6, timeout_s=1) == second
+    assert outbox.due_entries(most=2, lease_s=600, timeout_s=1) == second
     outbox.remove_entries([key for key, _ in second], timeout_s=1)
-    bridge.run_schedules(10)
+    bridge.run_schedules(700)
     assert bridge.run_until_idle() == 2
     assert held() == []
 

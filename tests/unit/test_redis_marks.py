@@ -18,6 +18,7 @@ import redis
 
 from taskbridge import Bridge, BrokerUnavailable, ErrorInfo, Message
 from taskbridge.settings import load
+from taskbridge.stores import marks as marks_module
 from taskbridge.stores.base import Claim, Marks, Store
 from taskbridge.stores.records import Ending
 from taskbridge.stores.redis.backend import open_store
@@ -377,6 +378,8 @@ def test_what_a_process_knows_of_its_own_attempts_counts_where_the_store_was_not
     assert marks.claim(running, timeout_s=5) is Claim.RUNNING
     assert marks.claim(ended, timeout_s=5) is Claim.ENDED
     assert marks.claim(given_back, timeout_s=5) is Claim.RUN
+    monkeypatch.setattr(marks_module, "monotonic", lambda: time.monotonic() + LEASE_S + 60)
+    assert marks.claim(ended, timeout_s=5) is Claim.RUN, "whose id is used again"
     marks.close()
 
 

@@ -15,6 +15,7 @@ from taskbridge.stores import entries
 from taskbridge.stores.entries import loads_held
 from taskbridge.transactions import Transactions, checked_commit
 from tests.servers import PrivateRedis
+from tests.unit.redis_helpers import wait_until
 
 T = TypeVar("T")
 
@@ -187,10 +188,8 @@ def test_a_row_of_an_unknown_task_is_handed_on_once(bridge: Bridge, ledger: Ledg
 def test_the_thread_of_the_relay_closes_its_connections_as_it_ends(bridge: Bridge, ledger: Ledger) -> None:
     bridge.named("note").using(commit="outbox").send(1)
     with bridge.embedded_worker():
-        deadline = threading.Event()
-        while not ran:
-            assert not deadline.wait(0.01)
-    assert ledger.has_left
+        wait_until(lambda: bool(ran), timeout_s=60, saw=lambda: ran)
+    wait_until(lambda: ledger.has_left, timeout_s=60, saw=lambda: "no connection that is closed")
     assert ran == [1]
 
 
@@ -246,3 +245,35 @@ def test_an_outbox_that_nobody_seems_to_use_is_looked_into_seldom(
     assert looks == [1000, 1005, 1010, 1010.1, 1010.2], "it is in use"
     assert ledger.rows == {}
     bridge.close()
+
+
+@pytest.mark.parametrize("commit", ["a", "outbox"])
+@pytest.mark.parametrize("chosen", [None, "late"])
+def test_a_delay_counts_from_the_call(bridge: Bridge, ledger: Ledger, commit: str, chosen: str | None) -> None:
+    began = bridge.now()
+    ledger.begin("a")
+    handle = bridge.named("note").using(id=chosen, commit=commit).schedule(60, 1)
+    ledger.error = BrokerUnavailable("the database is away")
+    bridge.run_schedules(30)
+    ledger.error = None
+    ledger.commit("a")
+    bridge.relay.step()
+
+    due_at = handle.status().due_at
+    assert due_at is not None
+    assert due_at.timestamp() == pytest.approx(began + 60, abs=15)
+    bridge.run_schedules(10)
+    assert ran == []
+    bridge.run_schedules(60)
+    assert ran == [1]
+
+
+def test_what_is_overdue_starts_at_once(bridge: Bridge, ledger: Ledger) -> None:
+    ledger.begin("a")
+    for chosen in (None, "chosen"):
+        bridge.named("note").using(id=chosen, commit="a").schedule(60, 1)
+    bridge.run_schedules(100)
+    ledger.commit("a")
+
+    bridge.run_schedules(0.1)
+    assert ran == [1, 1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from copy import copy
 from functools import wraps
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -159,6 +160,9 @@ class ShownAdmin(_ModelAdmin):
 
     def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         choices = self.get_action_choices(request, default_choices=[])
+        context["shows_errors"] = not default_bridge().dead.redacts or self.may(request, "view_arguments")
+        found = getattr(context.get("original"), "found", None)
+        context["headers"] = [*getattr(found, "headers", {}).items()]
         context["acts"] = [each for each in choices if each[0] != "delete_selected"]  # for which there is a button
         return super().render_change_form(request, context, *args, **kwargs)
 
@@ -320,7 +324,9 @@ class ScheduleAdmin(ShownAdmin):
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
         form = super().get_form(request, obj, change, **{**kwargs, "fields": ("name",)})  # it declares the others
         shown = [name for _, options in self.get_fieldsets(request, obj) for name in options["fields"]]
-        form.base_fields = {name: each for name, each in form.base_fields.items() if name in shown}
+        form.base_fields = {name: copy(each) for name, each in form.base_fields.items() if name in shown}
+        if "task" in form.base_fields:  # else another one would get arguments that the user may not see
+            form.base_fields["task"].disabled = "args" not in shown
         return form
 
     def get_readonly_fields(self, request: HttpRequest, obj: Schedule | None = None) -> tuple[str, ...]:

@@ -22,9 +22,10 @@ class TaskbridgeConfig(AppConfig):
         from taskbridge.django.transactions import DjangoTransactions  # here, for it needs the models
 
         bridge = default_bridge()
-        bridge.transactions = DjangoTransactions(bridge)
-        connections.look_after(bridge)  # first, so that all other hooks and surroundings find connections that work
-        conf.configure(bridge)
+        if bridge.transactions is None:  # else a test changes INSTALLED_APPS, for which Django calls this again
+            bridge.transactions = DjangoTransactions(bridge)
+            connections.look_after(bridge)  # first, so that all other hooks and surroundings find what works
+            conf.configure(bridge)
         register(checks.check_settings, checks.TAG)
         register(checks.check_pools, checks.TAG)
         autodiscover_modules("tasks")

@@ -153,7 +153,10 @@ class TaskBackend(BaseTaskBackend):
             raise InvalidTask(f"Queue '{task.queue_name}' is not known: add it to TASKBRIDGE['QUEUES'].") from exc
         result = _ready(task, handle.id, plain, named, self.alias, enqueued_at)
         signals.task_enqueued.send(type(self), task_result=result)
-        return self.get_result(handle.id) if bridge.settings.url.at_send else result
+        if bridge.settings.url.at_send:
+            with suppress(TaskResultDoesNotExist):  # if it waits for a commit
+                return self.get_result(handle.id)
+        return result
 
     def queue_of(self, task: AnyTask) -> str | None:
         """Return the queue of the bridge that a task names; None if it is the declared one, which routes may change."""

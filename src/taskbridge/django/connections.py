@@ -13,6 +13,7 @@ connections of that thread are its own affair. They are not touched, and the ORM
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -65,6 +66,7 @@ def look_after(bridge: Bridge) -> None:
                 each.close()
 
     connection_created.connect(_note_connected)
+    os.register_at_fork(after_in_child=_forget_pools)
     bridge.celery_fixups = ()  # Celery's own closes all connections around each task, whatever CONN_MAX_AGE says
 
 
@@ -91,6 +93,19 @@ def _tidy() -> None:
             else:
                 each.close_if_unusable_or_obsolete()
                 each.health_check_enabled = True  # until it connects anew
+
+
+_inherited: Final[list[Any]] = []
+"""The pools of a process that was forked; they stay here, for their sockets are the parent's, and not to be closed."""
+
+
+def _forget_pools() -> None:
+    """Let a forked process, such as a child of Celery's, open pools of its own."""
+    here: Sequence[Any] = connections.all()  # Any, for only PostgreSQL's have pools
+    for each in here:
+        pools: dict[str, Any] = getattr(each, "_connection_pools", {})
+        _inherited.append({**pools})
+        pools.clear()
 
 
 class _OrmThread(ThreadPoolExecutor):

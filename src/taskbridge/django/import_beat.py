@@ -110,8 +110,8 @@ def import_beat(bridge: Bridge, arguments: Namespace) -> cli.Output:
     An interval is counted from 1970, and not from the last run.
     """
     bridge.schedules.follow(at_once=True)
-    entries = [*_of_settings(arguments), *_of_tables(arguments.database)]
-    rows = [(entry.name, entry.task, *take(bridge, entry, dry_run=arguments.dry_run)) for entry in entries]
+    entries = {each.name: each for each in (*_of_settings(arguments), *_of_tables(arguments.database))}  # rows win
+    rows = [(each.name, each.task, *take(bridge, each, dry_run=arguments.dry_run)) for each in entries.values()]
     text = table(("schedule", "task", "what", "why"), rows) if rows else "Celery beat has no schedules here"
     data = [dict(zip(("schedule", "task", "what", "why"), row, strict=True)) for row in rows]
     return cli.Output(text=text, data=data, code=int(any(row[2] == "left out" for row in rows)))

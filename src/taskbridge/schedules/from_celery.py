@@ -6,6 +6,7 @@ Celery's own are known by the names of their classes, for Celery need not be the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -96,7 +97,7 @@ def _field(given: Any) -> str:
     """Return a field with names of three letters, as cron has them."""
     texts: list[Any] = [*given] if isinstance(given, list | tuple | set | frozenset) else [given]
     parts = ",".join(map(str, texts)).replace(" ", "").split(",")
-    return ",".join("-".join(word[:3] if word[:1].isalpha() else word for word in each.split("-")) for each in parts)
+    return ",".join(re.sub("[A-Za-z]+", lambda name: name[0][:3], each) for each in parts)
 
 
 def _once(at: datetime, now: datetime) -> dict[str, Any]:
@@ -138,7 +139,9 @@ def what_of(row: Any, now: datetime) -> What:
         raise ValueError(f"it has expired, at {row.expires.isoformat()}")
     if row.clocked is not None:
         time = _once(row.clocked.clocked_time, now)
-        expires = expires or row.clocked.clocked_time + _KEPT  # else it would run again in a year
+        after = _KEPT if row.expire_seconds is None else min(_KEPT, timedelta(seconds=row.expire_seconds))
+        limit = row.clocked.clocked_time + after  # an instant: else it would run again in a year
+        expires = limit if row.expires is None else min(limit, row.expires)
     elif row.one_off:
         raise ValueError("it runs once, at a time that only beat knows: send it with schedule(when, ...)")
     elif row.interval is not None:

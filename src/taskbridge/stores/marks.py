@@ -85,7 +85,7 @@ class Worker(Background):
     Attributes:
         name: Its name, which no other worker has or had.
         running: What it runs, by the mark's key, and since when, monotonic.
-        ended: The keys of the attempts that ended here last.
+        ended: The keys of the attempts that ended here last, and until when that counts, monotonic.
         deciding: What a thread of it decides about.
     """
 
@@ -93,7 +93,7 @@ class Worker(Background):
         super().__init__("marks", join_s=1.0)
         self.name: str = process_name()
         self.running: dict[str, float] = {}
-        self.ended: deque[str] = deque(maxlen=_ENDED_HERE)
+        self.ended: deque[tuple[str, float]] = deque(maxlen=_ENDED_HERE)
         self.deciding: set[str] = set()
         self._backend = backend
         is_short = settings.url.broker == "amqp"
@@ -115,6 +115,11 @@ class Worker(Background):
             is_first = key not in self.deciding
             self.deciding.add(key)
             return is_first
+
+    def has_ended(self, key: str) -> bool:
+        """Return whether an attempt has ended here, as long as its mark would say so: ids may be used again."""
+        now = monotonic()
+        return any(each == key and until > now for each, until in list(self.ended))
 
     def lived_since(self, moment: float) -> bool:
         """Return whether the store has known this process for alive all the time since then."""
@@ -204,8 +209,8 @@ class Marks:
         """
         worker, key = self._me.made or self._me.get(), _key(message)
         worker.running.pop(key, None)
-        worker.ended.append(key)
         kept_s = STARTED_KEPT_S if message.relayed and not is_recorded else self._ended_kept_s
+        worker.ended.append((key, monotonic() + kept_s))
         self._backend.put_soon(key, ENDED, kept_s=kept_s)
         worker.deciding.discard(key)
 
@@ -307,7 +312,7 @@ class Marks:
         is_running_here, mine = key in worker.running, _started(worker)
         while True:
             [mark] = self._backend.get([key], timeout_s=deadline - monotonic())
-            if key in worker.ended or (mark is not None and mark.partition(" ")[0] == ENDED):
+            if worker.has_ended(key) or (mark is not None and mark.partition(" ")[0] == ENDED):
                 return Claim.ENDED, None
             if mark is None and is_running_here:
                 return Claim.RUNNING, None

@@ -34,7 +34,7 @@ def _database(address: str) -> dict[str, Any]:
     """Return what Django is to know of a PostgreSQL database by its URL, or of an SQLite one by its file."""
     url = urlsplit(address)
     if url.scheme != "postgresql":
-        return {"ENGINE": "django.db.backends.sqlite3", "NAME": address}
+        return {"ENGINE": "django.db.backends.sqlite3", "NAME": address, "OPTIONS": {"timeout": 60}}
     connections = os.environ.get("SITE_CONNECTIONS")
     pool = {"pool": {"min_size": 1, "max_size": 8}} if connections == "pool" else {}
     return {

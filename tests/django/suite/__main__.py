@@ -33,7 +33,7 @@ sources, which are thrown away at the end.
 """
 _ALL: Final = 85  # how many tests the release has that the list of those that don't apply was made for
 _ROOT: Final = Path(__file__).parents[3]
-_PATIENCE_S: Final = 600.0
+_PATIENCE_S: Final = 1800.0
 
 
 class SuiteFailed(Exception):
@@ -90,9 +90,12 @@ def _fetched(folder: Path) -> Path:
     """Return the folder with the sources of the Django that is installed."""
     asked = (f"django=={django.__version__}", "--no-deps", "--no-binary", "django", "-d", str(folder))
     command = [sys.executable, "-m", "pip", "download", "-q", *asked]
-    got = subprocess.run(command, check=False, capture_output=True, text=True)
-    archives = sorted(folder.glob("*.tar.gz"))
-    if not archives:
+    for pause_s in (5, 30, 0):  # an index may be away for a moment
+        got = subprocess.run(command, check=False, capture_output=True, text=True)
+        if archives := sorted(folder.glob("*.tar.gz")):
+            break
+        time.sleep(pause_s)
+    else:
         raise SuiteFailed(f"pip can't fetch the sources of Django {django.__version__}:\n{got.stderr[-2000:]}")
     shutil.unpack_archive(archives[0], folder, filter="data")
     return folder / archives[0].name.removesuffix(".tar.gz")

@@ -185,7 +185,8 @@ class _Contexts:
         raw: socket.socket = _redis_py.Connection._connect(connection)
         try:
             return self._last[0].wrap_socket(raw, server_hostname=connection.host)
-        except OSError:
+        except BaseException:
+            self._last = None  # certificates may have been renewed
             raw.close()
             raise
 
