@@ -169,10 +169,12 @@ def test_a_dry_run_changes_nothing(bridge: Bridge, tables: None) -> None:
 
 def test_a_single_run_that_expires_runs_in_no_other_year(inline: Bridge, tables: None) -> None:
     clocked = insert("clockedschedule", clocked_time=SOON)
-    insert_task("once", clocked_id=clocked, one_off=True, expire_seconds=3600)
+    insert_task("once", clocked_id=clocked, one_off=True, expire_seconds=30)
     run(inline)
 
-    assert put(inline)["once"].using["expires"] == SOON + timedelta(hours=1)
+    expires = put(inline)["once"].using["expires"]
+    [entry] = [each for each in inline.schedules.list(runs=1) if each.name == "once"]
+    assert expires == entry.next_runs[0] + timedelta(seconds=30)
 
 
 def test_a_single_run_at_a_time_runs_then_and_once(inline: Bridge, tables: None) -> None:

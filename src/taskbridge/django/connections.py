@@ -66,7 +66,7 @@ def look_after(bridge: Bridge) -> None:
                 each.close()
 
     connection_created.connect(_note_connected)
-    os.register_at_fork(after_in_child=_forget_pools)
+    os.register_at_fork(before=_close_pools)
     bridge.celery_fixups = ()  # Celery's own closes all connections around each task, whatever CONN_MAX_AGE says
 
 
@@ -95,17 +95,15 @@ def _tidy() -> None:
                 each.health_check_enabled = True  # until it connects anew
 
 
-_inherited: Final[list[Any]] = []
-"""The pools of a process that was forked; they stay here, for their sockets are the parent's, and not to be closed."""
+def _close_pools() -> None:
+    """Close pools before a process forks, as Celery does: a child would share the connections that it inherits.
 
-
-def _forget_pools() -> None:
-    """Let a forked process, such as a child of Celery's, open pools of its own."""
+    Those that are in use are closed as they are given back, and the next use opens another pool.
+    """
     here: Sequence[Any] = connections.all()  # Any, for only PostgreSQL's have pools
     for each in here:
-        pools: dict[str, Any] = getattr(each, "_connection_pools", {})
-        _inherited.append({**pools})
-        pools.clear()
+        if hasattr(each, "close_pool"):
+            each.close_pool()
 
 
 class _OrmThread(ThreadPoolExecutor):

@@ -100,13 +100,18 @@ def _field(given: Any) -> str:
     return ",".join(re.sub("[A-Za-z]+", lambda name: name[0][:3], each) for each in parts)
 
 
+def _minute(at: datetime) -> datetime:
+    """Return when the minute begins that begins at a time or next after it."""
+    return (at + timedelta(minutes=1) - timedelta.resolution).replace(second=0, microsecond=0)
+
+
 def _once(at: datetime, now: datetime) -> dict[str, Any]:
     """Return the expression of the minute that begins at a time or next after it; raise `ValueError` if it can't be."""
     if at <= now:
         raise ValueError(f"its only time is over, {at.isoformat()}")
     if at > now + _MOST_AHEAD:
         raise ValueError(f"its only time is too far ahead, {at.isoformat()}: a cron expression names no year")
-    begins = (at + timedelta(minutes=1) - timedelta.resolution).astimezone(timezone.utc)
+    begins = _minute(at).astimezone(timezone.utc)
     return {"cron": f"{begins.minute} {begins.hour} {begins.day} {begins.month} *", "timezone": "UTC"}
 
 
@@ -140,7 +145,7 @@ def what_of(row: Any, now: datetime) -> What:
     if row.clocked is not None:
         time = _once(row.clocked.clocked_time, now)
         after = _KEPT if row.expire_seconds is None else min(_KEPT, timedelta(seconds=row.expire_seconds))
-        limit = row.clocked.clocked_time + after  # an instant: else it would run again in a year
+        limit = _minute(row.clocked.clocked_time) + after  # an instant: else it would run again in a year
         expires = limit if row.expires is None else min(limit, row.expires)
     elif row.one_off:
         raise ValueError("it runs once, at a time that only beat knows: send it with schedule(when, ...)")

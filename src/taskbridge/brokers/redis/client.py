@@ -178,13 +178,14 @@ class _Contexts:
 
     def connected(self, connection: Any, connect: Callable[[], Any]) -> Any:
         """Return the socket of a connection of redis-py's, whose own way is `connect`."""
-        if self._last is None or time.monotonic() - self._last[1] > _CONTEXT_S:
+        last = self._last  # read once: another thread may connect at the same time
+        if last is None or time.monotonic() - last[1] > _CONTEXT_S:
             made = connect()
             self._last = made.context, time.monotonic()
             return made
         raw: socket.socket = _redis_py.Connection._connect(connection)
         try:
-            return self._last[0].wrap_socket(raw, server_hostname=connection.host)
+            return last[0].wrap_socket(raw, server_hostname=connection.host)
         except BaseException:
             self._last = None  # certificates may have been renewed
             raw.close()
