@@ -80,8 +80,8 @@ class Page(ChangeList):
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> Rows[Any]:
         """Return the rows, read once for each request."""
         if not hasattr(self, "rows"):
-            read: Callable[..., Iterable[Any]] = getattr(self.model_admin, "read")  # noqa: B009 - it is a `ShownAdmin`
-            self.rows = Rows.of(self.model, read(request, self))
+            shown_admin: Any = self.model_admin  # a `ShownAdmin`
+            self.rows = Rows.of(self.model, shown_admin.read(request, self))
         return self.rows
 
     def get_results(self, request: HttpRequest) -> None:
@@ -174,7 +174,8 @@ class ShownAdmin(_ModelAdmin):
 
     def may(self, request: HttpRequest, what: str) -> bool:
         """Return whether the user has a permission of this app."""
-        return bool(getattr(request.user, "has_perm")(f"{self.opts.app_label}.{what}"))  # noqa: B009 - untyped
+        user: Any = request.user  # untyped
+        return bool(user.has_perm(f"{self.opts.app_label}.{what}"))
 
     def log_acts(self, request: HttpRequest, objects: Iterable[Shown], done: str) -> None:
         """Log and say that something was done with objects."""

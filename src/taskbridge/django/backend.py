@@ -16,7 +16,7 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import wraps
 from inspect import Parameter, Signature, iscoroutinefunction
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from django.conf import settings
 from django.core import checks
@@ -265,12 +265,12 @@ def _function(task: AnyTask) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         return as_json(function(*arguments(args), **kwargs))
 
-    made: Any = run_async if iscoroutinefunction(function) else run
+    made: Callable[..., Any] = run_async if iscoroutinefunction(function) else run
     # Without annotations, for the values are as JSON has them, whatever classes these name.
-    made.__signature__ = Signature(
+    cast("Any", made).__signature__ = Signature(
         [each.replace(annotation=Parameter.empty) for each in parameters[1 if task.takes_context else 0 :]]
     )
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def _level(priority: int) -> Priority:
