@@ -101,7 +101,7 @@ import taskbridge
 from tests.mutants.catalogue import MUTANTS
 
 for module in pkgutil.walk_packages(taskbridge.__path__, "taskbridge."):  # once, not in each fork
-    if "main" not in module.name and module.name != "taskbridge.contract.app":
+    if "main" not in module.name and not module.name.startswith(("taskbridge.contract.app", "taskbridge.django.")):
         try:
             importlib.import_module(module.name)
         except ImportError:

@@ -30,7 +30,7 @@ from taskbridge.brokers.base import Broker, Publication, Taken
 from taskbridge.brokers.rabbitmq import channel, connect, pool
 from taskbridge.brokers.rabbitmq.broker import RabbitMQBroker
 from taskbridge.brokers.rabbitmq.channel import Channel
-from taskbridge.brokers.rabbitmq.connection import Connection
+from taskbridge.brokers.rabbitmq.connection import ClientError, Connection, Deadline
 from taskbridge.brokers.rabbitmq.pool import Pool
 from taskbridge.contract.ports import free_port
 from taskbridge.contract.proxy import Proxy
@@ -304,6 +304,34 @@ class TestPublishing:
         broker.publish([a_message(2)], timeout_s=PATIENCE_S)
 
         assert [body for _, body in place.take_all(place.queue())] == [b"[2]"]
+
+    @pytest.mark.parametrize("refusals", [3, 1000])
+    def test_a_queue_that_is_not_found_as_others_declare_it_is_declared_again(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch, refusals: int
+    ) -> None:
+        tried: list[Channel] = []
+
+        def call_all(channel: Channel, methods: Sequence[Any], deadline: Deadline) -> list[Any]:
+            if any(isinstance(method, spec.Queue.Declare) for method in methods):
+                tried.append(channel)
+                if len(tried) <= refusals:
+                    channel.replies = []
+                    channel.leave()
+                    raise ClientError("NOT_FOUND - home node of durable queue is down or inaccessible", code=404)
+            return ask(channel, methods, deadline)
+
+        ask = Channel.call_all
+        monkeypatch.setattr(Channel, "call_all", call_all)
+
+        if refusals == 3:
+            place.broker().publish([a_message()], timeout_s=PATIENCE_S)
+            assert len(tried) == len(set(map(id, tried))) == 4
+            assert len(place.take_all(place.queue())) == 1
+        else:  # its node is away: it is said at last
+            with pytest.raises(BrokerUnavailable, match="is down or inaccessible") as caught:
+                place.broker().publish([a_message()], timeout_s=PATIENCE_S)
+            assert not caught.value.maybe_taken
+            assert 4 < len(tried) < 100
 
     def test_a_thousand_arrive_once_each_and_in_order(self, place: Place) -> None:
         broker = place.broker()

@@ -114,7 +114,11 @@ class Channel:
             self.shut(ClientError("the channel was closed"))
 
     def declare(self, destination: Destination, deadline: Deadline, *, anew: bool = False) -> None:
-        """Declare a destination and what it needs, unless this channel has done so and it is not to be done anew."""
+        """Declare a destination and what it needs, unless this channel has done so and it is not to be done anew.
+
+        Of a queue that others are just declaring for the first time, RabbitMQ 4 says for a moment that it is not found,
+        as of one whose node is away: another attempt, on another channel, may succeed.
+        """
         if destination in self._declared and not anew:
             return
         calls = list(destination.calls())
@@ -123,7 +127,10 @@ class Channel:
         except ClientError as exc:
             if not exc.code:
                 raise
-            raise ClientError(_declaration_problem(calls[len(self.replies)], exc)) from exc
+            problem, again = _declaration_problem(calls[len(self.replies)], exc), exc.code == NOT_FOUND
+            if again:
+                time.sleep(deadline.within(_PAUSE_S).left_s)
+            raise ClientError(problem, again=again) from exc
         self._declared.add(destination)
         self._elections.pop(destination, None)
 
