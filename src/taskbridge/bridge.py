@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from taskbridge.engines.cancellations import Cancellations
     from taskbridge.engines.settle import BoundTask
     from taskbridge.health import Health
+    from taskbridge.operations import Operations
     from taskbridge.outbox import Relay
     from taskbridge.results import Results
     from taskbridge.schedules.listing import Schedules
@@ -185,6 +186,13 @@ class Bridge(Parts):
         from taskbridge.results import Results
 
         return self._part("results", lambda: Results(self))
+
+    @property
+    def operations(self) -> Operations:
+        """What goes on in all workers: queues, rates, runs, failures, workers, messages."""
+        from taskbridge.operations import Operations
+
+        return self._part("operations", lambda: Operations(self))
 
     @property
     def cancellations(self) -> Cancellations:
