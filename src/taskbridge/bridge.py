@@ -396,7 +396,7 @@ class Bridge(Parts):
         is no such hook, or it is not about a message, so that `task` can't be given.
         """
         hooks = self.hooks.named(name)
-        if task is not None and name.startswith("worker_"):
+        if task is not None and (name.startswith("worker_") or name == "operated"):
             raise ValueError(f"the hook {name} is about no message, and can't be for the tasks {task!r} only")
 
         def add(hook: HookT) -> HookT:

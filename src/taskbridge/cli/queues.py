@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import math
 from argparse import Namespace
 from typing import Any
 
@@ -54,23 +52,15 @@ def _bridge(arguments: Namespace) -> Bridge:
     return Bridge(arguments.url, queues=(*bridge.settings.queues, *arguments.queues))
 
 
-def _seconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"it must be a number of seconds above 0, not {text!r}")
-    return number
-
-
 @cli.command(
     "health",
     "whether workers consume the queues",
     cli.MODULE_OR_NONE,
     cli.URL,
     cli.argument("--queues", type=cli.words, metavar="A,B", default=[], help="these only; default: all known ones"),
-    cli.argument("--timeout", type=_seconds, metavar="S", default=5.0, help="seconds to wait for answers; default: 5"),
+    cli.argument(
+        "--timeout", type=cli.above_zero, metavar="S", default=5.0, help="how many seconds to wait; default: 5"
+    ),
     cli.JSON,
     opens=_bridge,
 )
