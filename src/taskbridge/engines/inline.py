@@ -28,7 +28,7 @@ from taskbridge.brokers.memory import MemoryBroker
 from taskbridge.declaration import Declaration
 from taskbridge.engines.base import INLINE_THREADS, Command, Host, WorkerOptions
 from taskbridge.engines.pump import Pump
-from taskbridge.engines.settle import not_settled, put_off_unknown, record_buried, run_and_settle
+from taskbridge.engines.settle import not_settled, put_off_unknown, record_buried, run_and_settle, this_process
 from taskbridge.engines.worker_life import AFTER_GRACE_S
 from taskbridge.exceptions import TaskBridgeError, UnsupportedError
 from taskbridge.hooks import Event
@@ -38,6 +38,7 @@ from taskbridge.retry import Dead, GivenBack, Interrupted
 from taskbridge.runner import Runs
 from taskbridge.schedules.sender import Scheduler, Ticker
 from taskbridge.timelimit import raise_in_thread
+from taskbridge.vitals import Vitals
 
 _UNNOTICED_S: Final = 15.0
 """How far the clock may go between two calls of `run_schedules` without anything counting as missed."""
@@ -171,6 +172,9 @@ class InlineEngine:
         self._embedded = 0
         self._stopping = 0
         host.is_stopping, host.cancellations.runs = lambda: self._stopping > 0, Runs()
+        # What has run until now, written when a worker's thread does so, or when this process asks.
+        self.vitals: Vitals = Vitals(host, name=this_process, queues=host.queues, slots=lambda: self._slots)
+        self._slots = self._thread_count or 1
         self._driven = False
         self._lock = locks.Lock()
 
@@ -214,6 +218,7 @@ class InlineEngine:
         workers = _Workers(self, list(queues) or None, threads)
         with self._lock:
             self._embedded += 1
+            self._slots = threads
         self._scheduler.start()
         self._start(workers)
         try:
@@ -230,11 +235,13 @@ class InlineEngine:
             background, self._background = self._background, None
         if background is not None:
             self._end(background)
+        self.vitals.stop()
 
     def _start(self, workers: _Workers) -> None:
         self._host.hooks.call(Event(name="worker_started"))
         self._pump.start()
         self._host.relay.start()
+        self.vitals.start()
         workers.start()
 
     def _end(self, workers: _Workers) -> None:
@@ -244,6 +251,7 @@ class InlineEngine:
         with self._lock:
             self._stopping -= 1
         self._host.hooks.call(Event(name="worker_stopping"))
+        self.vitals.stop()
         self._host.relay.stop()
         self._pump.stop()
 
@@ -347,6 +355,7 @@ class InlineEngine:
         It goes on until something is done, or nothing is left, or the clock would pass a time.
         """
         runs = 0
+        self.vitals.attach()
         while True:
             look_at = inf if ticker is None else ticker.step()
             while not done() and (message := self._next()) is not None:
