@@ -106,6 +106,7 @@ class Bridge(Parts):
         queue_type: The type of queues on RabbitMQ, but for those that have their own: `classic` or `quorum` (rule RQ1).
         wait_replicas: How many replicas of Redis must have a message before `send` returns (rule HA2).
         commit: The databases whose open transaction a send waits for, or `outbox`; `using(commit=)` goes before it.
+        listing: Whether the store lists messages by state, which `operations.messages` needs.
 
     Attributes:
         bound: Returns all that runs of a task need, and settling them; made once, and again after a change.
@@ -137,6 +138,7 @@ class Bridge(Parts):
         queue_type: QueueType | None = None,
         wait_replicas: int | None = None,
         commit: str | Sequence[str] | None = None,
+        listing: bool | None = None,
     ) -> None:
         given = {key: value for key, value in locals().items() if key != "self"}
         if result_ttl == "default":

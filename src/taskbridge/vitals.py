@@ -147,7 +147,7 @@ class Tally:
         for key, group in other.failures.items():
             self.fail(key, group)
 
-    def trim(self, now: float) -> None:
+    def trim(self, now: float, *, most_failures: int = _MOST_FAILURES) -> None:
         """Forget what is too old, or says that it is of the future, and of failures all but the latest groups."""
         for task, slots in list(self.counts.items()):
             span_s = _PART_S if task else 60.0
@@ -155,7 +155,7 @@ class Tally:
             self.counts[task] = {slot: slots[slot] for slot in slots if first <= slot <= last}
             if task and not self.counts[task]:
                 del self.counts[task]
-        latest = sorted(self.failures.items(), key=lambda each: each[1][3])[-_MOST_FAILURES:]
+        latest = sorted(self.failures.items(), key=lambda each: each[1][3])[-most_failures:]
         self.failures = {key: group for key, group in latest if now - FAILURES_KEPT_S < group[3] < now + 60}
 
     def packed(self) -> dict[str, Any]:
@@ -302,7 +302,6 @@ class Vitals(Background, Observer):
             self._new.count("", int(now // 60), one)
             self._new.count(task, int(now // _PART_S), one)
             if isinstance(verdict, RunAgain | Dead):
-                is_bare = isinstance(verdict, Dead) and verdict.error is None
                 error = None if verdict.error is None else ErrorInfo.of(verdict.error)
                 said = (getattr(verdict, "reason", ""), "") if error is None else (error.type, error.message)
                 key = task, clipped(said[0], _MOST_NAME), clipped(said[1], _MOST_TEXT)

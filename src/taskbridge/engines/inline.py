@@ -172,7 +172,6 @@ class InlineEngine:
         self._embedded = 0
         self._stopping = 0
         host.is_stopping, host.cancellations.runs = lambda: self._stopping > 0, Runs()
-        # What has run until now, written when a worker's thread does so, or when this process asks.
         self.vitals: Vitals = Vitals(host, name=this_process, queues=host.queues, slots=lambda: self._slots)
         self._slots = self._thread_count or 1
         self._driven = False
@@ -291,6 +290,11 @@ class InlineEngine:
                     self.wire.deliver(message, returns=True)
                 self._running -= 1
                 self.wire.changed.notify_all()
+
+    def tell(self) -> None:
+        """Write what has run here until now, where `Bridge.operations` reads it."""
+        self.vitals.attach()
+        self.vitals.tell(at_once=True)
 
     # A caller that drives the clock
 

@@ -201,6 +201,7 @@ class Claims:
 
     def _record(self, intent: Intent, found: str | None) -> Write:
         key, text, kept_s = self._records.created(intent.message, intent.delay_s, intent.message.enqueued_at)
+        self._records.list_sent([(intent.message, intent.delay_s)])
         return Write(key, _seen(found), text, kept_s)
 
     # Replays, and what follows

@@ -29,6 +29,9 @@ expired or was dropped by `Discard`. `cancelled`: it was cancelled before it end
 FINAL: Final[frozenset[State]] = frozenset({"done", "dead", "discarded", "cancelled"})
 """The states that a message does not leave, but by a replay from the dead letters."""
 
+WAITING: Final[tuple[State, ...]] = ("queued", "scheduled", "retrying")
+"""The states in which a message waits in its queue, or for its time."""
+
 CANCEL_KNOWN_S: Final = 1.0
 """A worker knows of a cancellation after this at most."""
 
