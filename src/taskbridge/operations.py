@@ -158,7 +158,7 @@ class Operations:
             return tuple(QueueNow(name=name, engine="", waiting=count) for name, count in waiting.items())
         told, _ = self._vitals()
         oldest = self._oldest(tuple(waiting)) if bridge.settings.listing else {}
-        paused = {each.queue: each for each in getattr(bridge, "paused", tuple)()}
+        paused = {each.queue: each for each in bridge.paused()}
         return tuple(
             QueueNow(
                 name=name,

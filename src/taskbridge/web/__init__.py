@@ -5,8 +5,9 @@ It reads from the broker and the store alone, so it may run anywhere, in any num
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from taskbridge.bridge import Bridge
 from taskbridge.exceptions import NotInstalledError
@@ -15,17 +16,16 @@ from taskbridge.locks import PerProcess
 try:
     from starlette.applications import Starlette
 
-    from taskbridge.web.guard import Allow, Guard, reading_only
+    from taskbridge.web.guard import Allow, Guard, everything, reading_only
     from taskbridge.web.pages import routes
 except ModuleNotFoundError as exc:
     if (exc.name or "").partition(".")[0] not in ("starlette", "jinja2"):
         raise
     raise NotInstalledError(f"{exc.name}, which the page needs,", "web") from exc
 
-if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment  # Python 3.11
+WSGIApp: TypeAlias = "Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]"
 
-__all__ = ["Allow", "app", "reading_only", "wsgi"]
+__all__ = ["Allow", "app", "everything", "reading_only", "wsgi"]
 
 
 def app(bridge: Bridge, *, allow: Allow = reading_only, secret: str | None = None) -> Starlette:
@@ -45,7 +45,7 @@ def app(bridge: Bridge, *, allow: Allow = reading_only, secret: str | None = Non
     return Starlette(routes=routes(bridge, Guard(allow, secret.encode())))
 
 
-def wsgi(bridge: Bridge, *, allow: Allow = reading_only, secret: str | None = None) -> WSGIApplication:
+def wsgi(bridge: Bridge, *, allow: Allow = reading_only, secret: str | None = None) -> WSGIApp:
     """Return the page as a WSGI app; the arguments are those of `app`. Raises `NotInstalledError` without a2wsgi."""
     try:
         from a2wsgi import ASGIMiddleware
@@ -54,8 +54,9 @@ def wsgi(bridge: Bridge, *, allow: Allow = reading_only, secret: str | None = No
     asgi: Any = app(bridge, allow=allow, secret=secret)
     served = PerProcess(partial(ASGIMiddleware, asgi))  # it has a thread, which a forked child would miss
 
-    def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Any:
+    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         made: Any = served.get()
-        return made(environ, start_response)
+        answered: Iterable[bytes] = made(environ, start_response)
+        return answered
 
     return serve

@@ -52,7 +52,8 @@ def _replay(bridge: Bridge, form: Form) -> str:
 
 
 def _replay_all(bridge: Bridge, form: Form) -> str:
-    return _told(bridge.dead.replay_all(**_filters(form), per_second=_rate(form)))
+    task, reason, queue = _filters(form).values()
+    return _told(bridge.dead.replay_all(task=task, reason=reason, queue=queue, per_second=_rate(form)))
 
 
 def _told(replayed: Replayed) -> str:

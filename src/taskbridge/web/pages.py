@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from time import monotonic
 from typing import Any, Final, get_args
@@ -47,7 +48,7 @@ TITLES: Final = {
     "running": "Running",
     "failures": "Failures",
     "messages": "Messages",
-    "dead": "Dead letters",
+    "dead": "Dead",
     "schedules": "Schedules",
     "workers": "Workers",
 }
@@ -159,7 +160,7 @@ class _Pages:
 
         text = self._templates.get_template(f"{template}.html").render(
             {
-                "may": lambda action, target: self._guard.may(request, action, target),
+                "may": partial(self._guard.may, request),
                 "namespace": settings.namespace,
                 "now": moment(self._bridge.now()),
                 "page": template,
@@ -180,10 +181,13 @@ class _Pages:
         """Show the queues, the rates of the last hour, and what somebody should look at."""
         operations = self._bridge.operations
         counts = self._recent.get("counts", self._bridge.counts)
+        queues = self._recent.get("queues", operations.queues)
+        columns = ("oldest_s", "running", "delayed", "dead")
         return {
             "alarms": self._recent.get("alarms", operations.alarms),
             "counts": counts,
-            "queues": self._recent.get("queues", operations.queues),
+            "known": [name for name in columns if any(getattr(each, name) is not None for each in queues)],
+            "queues": queues,
             "rates": self._or_remedy("rates", operations.rates),
             "paused": self._or_remedy("paused", self._bridge.paused),
         }

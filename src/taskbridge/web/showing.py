@@ -29,7 +29,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    made.filters.update(bars=bars, long=long, number=number, span=span, utc=utc)
+    filters: Any = made.filters  # typed as those that Jinja has by itself
+    filters.update(bars=bars, long=long, number=number, span=span, utc=utc)
     return made
 
 
