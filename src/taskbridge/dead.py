@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from itertools import count, islice
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskbridge import codec, failures
@@ -16,7 +17,7 @@ from taskbridge.exceptions import BrokerUnavailable, DecodeError, NoSuchDeadLett
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, Priority
 from taskbridge.retry import ErrorInfo
-from taskbridge.stores.entries import Held
+from taskbridge.stores.entries import held
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
@@ -162,7 +163,7 @@ class DeadLetters:
         page = list(islice(left, limit))
         is_last = next(left, None) is None
         return DeadPage(
-            entries=tuple(map(self._shown, page)), next=None if is_last else f"{page[-1].died_at!r}:{page[-1].id}"
+            entries=tuple(map(self.shown, page)), next=None if is_last else f"{page[-1].died_at!r}:{page[-1].id}"
         )
 
     def _since(self, died_at: float) -> Iterator[DeadLetter]:
@@ -176,7 +177,7 @@ class DeadLetters:
         found = self._bridge.broker.dead_letters([id])
         if not found:
             raise NoSuchDeadLetter(id)
-        return self._shown(found[-1])
+        return self.shown(found[-1])
 
     def redact(self, function: RedactT) -> RedactT:
         """Have a function decide what is shown, as a decorator: it gets a `DeadEntry` and returns one without secrets.
@@ -191,20 +192,23 @@ class DeadLetters:
 
     def shown_arguments(self, message: Message) -> tuple[str, str]:
         """Return a message's arguments, positional and keyword, as texts that an engine's own tools may show."""
-        entry = self._shown(DeadLetter(message=message, reason="", died_at=0.0))
+        entry = self.shown(DeadLetter(message=message, reason="", died_at=0.0))
         return failures.clipped(entry.args), failures.clipped(entry.kwargs)  # what the function put in may be odd
 
     # Taking out
 
-    def replay(self, ids: str | Iterable[str], *, progress: Progress | None = None) -> Replayed:
+    def replay(
+        self, ids: str | Iterable[str], *, per_second: float | None = None, progress: Progress | None = None
+    ) -> Replayed:
         """Send dead letters again: each starts at attempt 1, on whichever engine is configured now.
 
         Id, arguments, headers, queue, priority and the time of sending stay. An expiry that has passed no longer
         counts. Each letter moves in one step: whoever is killed meanwhile, it is dead or waits, never both and never
-        neither. On RabbitMQ nobody else can read the dead letters meanwhile. `progress` is called again and again with
-        how many letters were looked at by now.
+        neither. On RabbitMQ nobody else can read the dead letters meanwhile. With `per_second`, above 0, at most so
+        many start in a second; the others are delayed until then. `progress` is called again and again with how many
+        letters were looked at by now.
         """
-        return self._replay(_filter(None, None, None), _ids(ids), progress)
+        return self._replay(_filter(None, None, None), _ids(ids), per_second, progress)
 
     def replay_all(
         self,
@@ -212,10 +216,11 @@ class DeadLetters:
         task: str | None = None,
         reason: str | None = None,
         queue: str | None = None,
+        per_second: float | None = None,
         progress: Progress | None = None,
     ) -> Replayed:
         """Send all dead letters again, or those that `list` finds by these filters; see `replay`."""
-        return self._replay(_filter(task, reason, queue), None, progress)
+        return self._replay(_filter(task, reason, queue), None, per_second, progress)
 
     def purge(self, ids: str | Iterable[str], *, progress: Progress | None = None) -> tuple[str, ...]:
         """Forget dead letters for good, and return the ids of those that were there; `progress` as for `replay`."""
@@ -239,8 +244,15 @@ class DeadLetters:
         return tuple(self._bridge.broker.take_dead(told, ids=ids, timeout_s=timeout_s))
 
     def _replay(
-        self, matches: Callable[[DeadLetter], bool], wanted: dict[str, None] | None, progress: Progress | None
+        self,
+        matches: Callable[[DeadLetter], bool],
+        wanted: dict[str, None] | None,
+        per_second: float | None,
+        progress: Progress | None,
     ) -> Replayed:
+        if per_second is not None and not 0 < per_second < inf:
+            raise ValueError(f"per_second must be above 0, not {per_second}")
+        delays: dict[str, float] = {}  # from now on
         again: dict[str, Message] = {}
         unique: dict[str, Message] = {}
         unreadable: dict[str, None] = {}
@@ -252,15 +264,16 @@ class DeadLetters:
                 unreadable[letter.id] = None
                 return None
             message = letter.message.replayed(self._bridge.now())
+            delay_s = delays.setdefault(letter.id, 0.0 if per_second is None else len(delays) / per_second)
             if message.unique and self._bridge.store is not None:
                 unique[letter.id] = message
                 return None
             again[letter.id] = message
-            return Taken(message=message)
+            return Taken(message=message, delay_s=delay_s)
 
         ids = self._take(decide, wanted, progress)
-        self._record([again[each] for each in ids])
-        ids += (released := self._replay_unique(list(unique.values())))
+        self._record([self._delayed(again[each], delays[each]) for each in ids])
+        ids += (released := self._replay_unique([self._delayed(unique[each], delays[each]) for each in unique]))
         if ids:
             _log.info("replayed %d dead letters", len(ids))
             self._bridge.work_is_there()
@@ -269,7 +282,7 @@ class DeadLetters:
         held = tuple(each for each in unique if each not in released)
         return Replayed(ids=ids, missing=missing, unreadable=tuple(unreadable), held=held)
 
-    def _replay_unique(self, messages: Sequence[Message]) -> tuple[str, ...]:
+    def _replay_unique(self, messages: Sequence[tuple[Message, float]]) -> tuple[str, ...]:
         """Replay messages whose keys are free, and return their ids: each is in the outbox before its letter goes."""
         store, timeout_s = self._bridge.store, self._bridge.settings.send_timeout_s
         if store is None or not messages:
@@ -277,14 +290,17 @@ class DeadLetters:
         free: list[Message] = []
         for start in range(0, len(messages), _CLAIMED_TOGETHER):
             some = messages[start : start + _CLAIMED_TOGETHER]
-            new = [message for message in some if store.claims.replay(message, timeout_s=timeout_s)]
-            held = [Held(replace(message, relayed=True), kind="replayed") for message in new]
-            self._bridge.relay.publish(held, timeout_s=timeout_s)
-            free += new
+            new = [each for each in some if store.claims.replay(*each, timeout_s=timeout_s)]
+            self._bridge.relay.publish([held(*each, "replayed") for each in new], timeout_s=timeout_s)
+            free += [message for message, _ in new]
         return tuple(message.id for message in free)
 
-    def _record(self, messages: Sequence[Message]) -> None:
-        """Record that messages wait for a worker again.
+    def _delayed(self, message: Message, delay_s: float) -> tuple[Message, float]:
+        """Return a message and its delay since it was sent, where that of a record begins."""
+        return message, max(0.0, self._bridge.now() + delay_s - message.enqueued_at) if delay_s else 0.0
+
+    def _record(self, messages: Sequence[tuple[Message, float]]) -> None:
+        """Record that messages wait again, each with its delay since it was sent.
 
         Of tasks that are not declared here it isn't known whether they are recorded; those messages are that were so
         before.
@@ -298,13 +314,14 @@ class DeadLetters:
             return records.get(message.id, timeout_s=timeout_s) is not None if declared is None else declared.results
 
         try:
-            records.create([(message, 0.0) for message in messages if is_recorded(message)], timeout_s=timeout_s)
+            records.create([each for each in messages if is_recorded(each[0])], timeout_s=timeout_s)
         except BrokerUnavailable as exc:  # their starts will tell
             _log.warning("%d messages are replayed, but some are recorded as dead: %s", len(messages), exc.problem)
 
     # Showing
 
-    def _shown(self, letter: DeadLetter) -> DeadEntry:
+    def shown(self, letter: DeadLetter) -> DeadEntry:
+        """Return what may be shown of a dead letter: what the `redact` function leaves."""
         entry = entry_of(letter)
         if self._redact is None:
             return entry
@@ -377,6 +394,11 @@ def _filter(task: str | None, reason: str | None, queue: str | None) -> Callable
         )
 
     return matches
+
+
+def filters_text(**filters: str | None) -> str:
+    """Return filters of dead letters as one text, such as `task=shop.* reason=exhausted`; `all` if there are none."""
+    return " ".join(f"{name}={value}" for name, value in filters.items() if value) or "all"
 
 
 def _place(letter: DeadLetter) -> tuple[float, str]:

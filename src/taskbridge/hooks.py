@@ -22,6 +22,7 @@ HookName = Literal[
     "discarded",
     "worker_started",
     "worker_stopping",
+    "operated",
 ]
 HOOK_NAMES: Final[tuple[HookName, ...]] = get_args(HookName)
 
@@ -34,12 +35,15 @@ class Event:
 
     Attributes:
         name: The hook's name.
-        message: The message it is about; None for `worker_started` and `worker_stopping`. For `retrying`, the attempt
-            that failed. A `before_send` hook may add to `message.headers`.
+        message: The message it is about; None for `worker_started`, `worker_stopping` and `operated`. For `retrying`,
+            the attempt that failed. A `before_send` hook may add to `message.headers`.
         error: What the attempt raised, for `retrying` and `dead`.
         delay_s: Seconds until the next attempt, for `retrying`; until the start, for `before_send` and `after_send`.
         reason: Why, for `dead` and `discarded`.
         result: What the task returned, for `succeeded`.
+        operator: Who did it, for `operated`: a user of the page or of this system; `-` if that is not known.
+        action: What was done, for `operated`, such as `replay`.
+        target: What it was done to, for `operated`: an id, a queue, a schedule, or the filters of dead letters.
         arguments_of: What answers `arguments`.
     """
 
@@ -49,6 +53,9 @@ class Event:
     delay_s: float = 0.0
     reason: str = ""
     result: object = None
+    operator: str = ""
+    action: str = ""
+    target: str = ""
     arguments_of: Callable[[], Mapping[str, Any] | None] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -98,6 +105,11 @@ class Hooks:
             yield
         finally:
             hooks.remove(hook)
+
+    def operated(self, operator: str, action: str, target: str) -> None:
+        """Log what somebody has done by a command or on a page, and call the hooks for that (rule V4)."""
+        _log.info("%s did %s: %s", operator, action, target)
+        self.call(Event(name="operated", operator=operator, action=action, target=target))
 
     def call(self, event: Event) -> None:
         """Call the hooks of an event; one that fails is logged, and changes nothing else."""

@@ -159,10 +159,11 @@ class Runner:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """A message that runs; what holds it, as its engine knows it; and from when on it is stuck, monotonic."""
+    """A message that runs; what holds it, as its engine knows it; when it began and is stuck, both monotonic."""
 
     message: Message
     holder: Any
+    began: float
     is_stuck_at: float
 
 
@@ -202,10 +203,10 @@ class Runs:
 
     def run(self, task: Runner, message: Message, *, holder: Any = None) -> Verdict:
         """Run a message in this thread; return the verdict, or `GivenBack` if the worker's end interrupts it."""
-        thread = threading.get_ident()
+        thread, began = threading.get_ident(), monotonic()
         verdict: Verdict = GivenBack()
         try:
-            if self._enter(thread, Run(message, holder, monotonic() + task.longest_s)):
+            if self._enter(thread, Run(message, holder, began, began + task.longest_s)):
                 try:
                     verdict = task.run(message)
                 finally:

@@ -440,6 +440,7 @@ class Settings:
     queue_type: QueueType = _setting("classic", check_queue_type)
     wait_replicas: int = _setting(0, _count)
     commit: tuple[str, ...] | None = _setting(None, _commit)
+    listing: bool = _setting(False, _switch)
 
     def route_of(self, task: str) -> Route | None:
         """Return the route that decides about a task, if one does (rule Q1)."""

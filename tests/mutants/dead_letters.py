@@ -78,7 +78,13 @@ def a_replay_leaves_the_letters() -> None:
 @mutant("L2", "a_replay_of_many_starts_those")
 def a_replay_drops_what_it_takes_out() -> None:
     """What is replayed is no longer dead, and waits nowhere."""
-    put(_DEAD, "Taken", lambda taken: lambda message=None: taken())
+    put(_DEAD, "Taken", lambda taken: lambda **given: taken())
+
+
+@mutant("L2", "a_staggered_replay_starts_by_and_by")
+def a_replay_is_never_staggered() -> None:
+    """All messages of a staggered replay start at once."""
+    put(_DEAD, "Taken", lambda taken: lambda message=None, delay_s=0.0: taken(message=message))
 
 
 @mutant("L2", "a_replay_forgets_a_past_expiry")

@@ -60,7 +60,7 @@ def test_health_is_red_for_a_queue_that_nobody_consumes(run: Run, redis_server: 
     ("arguments", "says"),
     [
         (["--queues", "emial"], "queue 'emial' is not known; did you mean 'email'"),
-        (["--timeout", "0"], "it must be a number of seconds above 0, not '0'"),
+        (["--timeout", "0"], "it must be a number above 0, not '0'"),
         (["--url", "inline://"], "keeps its messages in the process that sends them"),
     ],
 )

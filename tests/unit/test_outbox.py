@@ -237,7 +237,7 @@ def test_a_replay_whose_caller_is_killed_goes_on(bridge: Bridge) -> None:
     store = bridge.store
     assert letter.message is not None
     assert store is not None
-    assert store.claims.replay(letter.message.replayed(bridge.now()), timeout_s=1.0)
+    assert store.claims.replay(letter.message.replayed(bridge.now()), 0.0, timeout_s=1.0)
     assert [task.send(1).is_new, len(bridge.dead_letters())] == [False, 1]
     store.backend.remove_entries([handle.id], timeout_s=1.0)  # of the entry that was sent at first, and comes late
 

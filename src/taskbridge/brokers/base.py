@@ -124,9 +124,15 @@ class Held(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Taken:
-    """What becomes of a dead letter that is taken out: this message waits for a worker, or nothing does if None."""
+    """What becomes of a dead letter that is taken out: this message waits for a worker, or nothing does if None.
+
+    Attributes:
+        message: The message.
+        delay_s: How long it is parked before.
+    """
 
     message: Message | None = None
+    delay_s: float = 0.0
 
 
 Decide = Callable[[DeadLetter], Taken | None]

@@ -94,7 +94,9 @@ class MemoryBroker:
             letters = {letter.id: letter for letter in self.dead_letters(ids)}
             fates = {letter_id: taken for letter_id, letter in letters.items() if (taken := decide(letter))}
             kept = [entry for entry in self._letters if loads_letter(entry[1]).id not in fates]
-            self.publish([taken.message for taken in fates.values() if taken.message], timeout_s=timeout_s)
+            again = [taken for taken in fates.values() if taken.message]
+            self.publish([each.message for each in again if each.message and not each.delay_s], timeout_s=timeout_s)
+            self.park([(each.message, each.delay_s) for each in again if each.message and each.delay_s], timeout_s=0)
             self._letters = kept
         return list(fates)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import getpass
+import math
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +34,7 @@ class Output:
     text: str | None = None  # for people; None if there is nothing, or the command has printed it as it went on
     data: Any = None  # for programs, with `--json`
     code: int = 0  # the exit code
+    acts: Sequence[tuple[str, str]] = ()  # what was done, and to what, for the hook `operated`
 
 
 Opens: TypeAlias = Callable[[Namespace], Bridge]
@@ -66,11 +69,20 @@ class Command:
         assert self.run is not None
         with closing(self.opens(arguments)) as bridge:
             output = self.run(bridge, arguments)
+            for action, target in output.acts:
+                bridge.hooks.operated(_operator(), action, target)
         if getattr(arguments, "json", False):
             print_json(output.data)
         elif output.text is not None:
             print(escaped(output.text, keep=LAYOUT))
         return output.code
+
+
+def _operator() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user may have no name
+        return "-"
 
 
 def command(
@@ -98,6 +110,17 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"it must be a whole number of at least 1, not {text!r}")
     return int(text)
+
+
+def above_zero(text: str) -> float:
+    """Return a number above 0, for `type=`."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"it must be a number above 0, not {text!r}")
+    return number
 
 
 def words(text: str) -> list[str]:

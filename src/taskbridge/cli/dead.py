@@ -8,8 +8,21 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from taskbridge import Bridge, DeadEntry
-from taskbridge.cli.command import APP, JSON, URL, Command, Output, UsageError, argument, command, count, server_bridge
+from taskbridge.cli.command import (
+    APP,
+    JSON,
+    URL,
+    Command,
+    Output,
+    UsageError,
+    above_zero,
+    argument,
+    command,
+    count,
+    server_bridge,
+)
 from taskbridge.cli.output import details, error_text, local_time, many, progress, say, table
+from taskbridge.dead import filters_text
 
 _DESCRIPTION = """\
 Look after dead letters: the messages that failed for good, kept for the setting `dead_ttl` (7 days by default).
@@ -89,7 +102,14 @@ def _show(bridge: Bridge, arguments: Namespace) -> Output:
     return Output(text=_described(entry), data=_data(entry))
 
 
-@command("replay", "send some again", *_CHOSEN, *_SETTINGS, opens=server_bridge)
+@command(
+    "replay",
+    "send some again",
+    *_CHOSEN,
+    argument("--per-second", type=above_zero, metavar="N", help="start at most N in a second; default: all at once"),
+    *_SETTINGS,
+    opens=server_bridge,
+)
 def _replay(bridge: Bridge, arguments: Namespace) -> Output:
     """Send dead letters again, on whichever engine the setting `url` names now.
 
@@ -98,17 +118,18 @@ def _replay(bridge: Bridge, arguments: Namespace) -> Output:
 
       taskbridge dead replay 3f2b 90ac
       taskbridge dead replay --all --task 'shop.email.*' --reason exhausted
+      taskbridge dead replay --all --per-second 20
 
     A dead letter that could not be read (reason undecodable) can't be replayed.
     """
     _check_chosen(arguments, "replay")
     if arguments.all:
         with progress("replaying", lambda: bridge.counts().dead) as tell:
-            replayed = bridge.dead.replay_all(**_filters(arguments), progress=tell)
+            replayed = bridge.dead.replay_all(**_filters(arguments), per_second=arguments.per_second, progress=tell)
     else:
         entries = _resolved(bridge, arguments.ids)
         _check_readable(entries)
-        replayed = bridge.dead.replay([entry.id for entry in entries])
+        replayed = bridge.dead.replay([entry.id for entry in entries], per_second=arguments.per_second)
     found = replayed.ids or replayed.missing or replayed.unreadable
     lines = [f"replayed {_letters(replayed.ids)}" if found else f"nothing to replay: {_none(arguments)}"]
     if replayed.missing:
@@ -122,6 +143,7 @@ def _replay(bridge: Bridge, arguments: Namespace) -> Output:
         text="\n".join(lines),
         data={name: getattr(replayed, name) for name in ("missing", "unreadable", "held")} | {"replayed": replayed.ids},
         code=2 if replayed.missing else 0,
+        acts=_acts(arguments, "replay", replayed.ids),
     )
 
 
@@ -151,7 +173,8 @@ def _purge(bridge: Bridge, arguments: Namespace) -> Output:
         return Output(text="nothing was purged", data={"purged": ()}, code=1)
     with progress("purging", lambda: len(entries)) as tell:  # what was counted, and no more
         purged = bridge.dead.purge([entry.id for entry in entries], progress=tell) if entries else ()
-    return Output(text=f"purged {_letters(purged)}", data={"purged": purged})
+    acts = _acts(arguments, "purge", purged)
+    return Output(text=f"purged {_letters(purged)}", data={"purged": purged}, acts=acts)
 
 
 dead: Command = Command(
@@ -174,6 +197,12 @@ def _agreed(entries: Sequence[DeadEntry]) -> bool:
 
 def _filters(arguments: Namespace) -> dict[str, str | None]:
     return {"task": arguments.task, "reason": arguments.reason, "queue": arguments.queue}
+
+
+def _acts(arguments: Namespace, action: str, ids: Sequence[str]) -> list[tuple[str, str]]:
+    if not arguments.all:
+        return [(action, each) for each in ids]
+    return [(f"{action}_all", filters_text(**_filters(arguments)))] if ids else []
 
 
 def _check_chosen(arguments: Namespace, name: str) -> None:

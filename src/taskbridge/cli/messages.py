@@ -101,13 +101,14 @@ def cancel(bridge: Bridge, arguments: Namespace) -> Output:
     handle: Handle[Any] = bridge.handle(arguments.id)
     found = handle.cancel(interrupt=arguments.interrupt)
     is_too_late = found.is_final and found.state != "cancelled"
+    acts = [] if is_too_late else [("cancel", found.id)]
     if found.state == "cancelled":
         text = "cancelled: it starts no more"
     elif found.cancel_asked and not found.is_final:
         text = f"it runs, and {'is interrupted' if arguments.interrupt else 'was told'}; there is no further attempt"
     else:
         text = f"too late: it is {found.state} since {local_time(found.ended_at)}"
-    return Output(text=text, data=_data(found, None), code=1 if is_too_late else 0)
+    return Output(text=text, data=_data(found, None), code=1 if is_too_late else 0, acts=acts)
 
 
 def _data(found: Status, result: str | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from taskbridge.tasks import Call, SendOptions
 _LOOK_S: Final = 0.5
 
 
-_VERBS: Final = ("pause", "resume", "disable", "enable", "remove")
+_VERBS: Final = ("pause", "resume", "disable", "enable", "remove", "run")
 _ADDING: Final = ("cron", "every", "timezone", "args", "kwargs", "queue", "priority", "catch_up", "overlap")
 """The options of `schedules add`."""
 
@@ -31,7 +31,7 @@ def _bridge(arguments: Namespace) -> Bridge:
     """Return the bridge that the words of `taskbridge schedules` name, and leave in them what is to be done."""
     words: list[str] = arguments.words
     match words:
-        case [] | ["add", _, _] | ["pause" | "resume" | "disable" | "enable" | "remove", _]:
+        case [] | ["add", _, _] | ["pause" | "resume" | "disable" | "enable" | "remove" | "run", _]:
             pass
         case [app] if app not in (*_VERBS, "add") and arguments.app is None:
             arguments.app, arguments.words = app, []
@@ -59,7 +59,7 @@ def _json(text: str) -> Any:
     cli.argument(
         "words",
         nargs="*",
-        metavar="MODULE[:BRIDGE] | pause NAME | resume NAME | add NAME TASK | remove NAME",
+        metavar="MODULE[:BRIDGE] | pause NAME | resume NAME | run NAME | add NAME TASK | remove NAME",
         help=f"the module that declares the tasks; if left out: the variable {APP_VARIABLE}",
     ),
     cli.argument("--app", metavar="MODULE[:BRIDGE]", help="the module, for all but the first form"),
@@ -87,13 +87,14 @@ def schedules(bridge: Bridge, arguments: Namespace) -> cli.Output:
       taskbridge schedules shop.tasks --runs 5 --json
       taskbridge schedules pause shop.report --app shop.tasks
       taskbridge schedules resume shop.report --app shop.tasks
+      taskbridge schedules run shop.report --app shop.tasks
       taskbridge schedules add report-7 shop.report --cron '0 8 * * *' --args '[7]' --app shop.tasks
       taskbridge schedules remove report-7 --app shop.tasks
 
     A schedule that is paused stays so until it is resumed, whatever is started anew; what is due meanwhile is left out.
-    `disable` and `enable` are other words for `pause` and `resume`. `add` keeps a schedule in the store, or replaces
-    one that was added before; workers that know the task follow it within 5 s. Those of the code and the settings
-    can't be removed here.
+    `disable` and `enable` are other words for `pause` and `resume`. `run` sends its message now, though it is paused.
+    `add` keeps a schedule in the store, or replaces one that was added before; workers that know the task follow it
+    within 5 s. Those of the code and the settings can't be removed here.
     """
     if not arguments.words:
         entries = bridge.schedules.list(runs=arguments.runs)
@@ -102,19 +103,24 @@ def schedules(bridge: Bridge, arguments: Namespace) -> cli.Output:
         text = table(head, rows, right="missed") if entries else "no schedules"
         return cli.Output(text=text, data=[_data(entry) for entry in entries])
     verb, name, *task = arguments.words
+    verb = {"disable": "pause", "enable": "resume"}.get(verb, verb)
+    acts = [(f"{verb}_schedule", name)]
     if task:
         _add(bridge, arguments, name, *task)
+    elif verb == "run":
+        sent = bridge.schedules.run(name)
+        return cli.Output(text=f"{name} is sent as message {sent}", data={"id": sent}, acts=acts)
     elif verb != "remove":
-        (bridge.schedules.pause if verb in ("pause", "disable") else bridge.schedules.resume)(name)
+        (bridge.schedules.pause if verb == "pause" else bridge.schedules.resume)(name)
     elif bridge.schedules.delete(name):
-        return cli.Output(text=f"{name} is removed", data={"removed": name})
+        return cli.Output(text=f"{name} is removed", data={"removed": name}, acts=acts)
     else:
         raise UnknownSchedule(name, [each.name for each in bridge.schedules.list() if each.source == "store"])
     entries = bridge.schedules.list()
     entry = next((each for each in entries if each.name == name), None)
     if entry is None:  # somebody has removed it meanwhile
         raise UnknownSchedule(name, [each.name for each in entries])
-    return cli.Output(text=f"{name} is {_state(entry)}", data=_data(entry))
+    return cli.Output(text=f"{name} is {_state(entry)}", data=_data(entry), acts=acts)
 
 
 def _add(bridge: Bridge, arguments: Namespace, name: str, task: str) -> None:

@@ -33,13 +33,14 @@ from typing import Any, Final
 from taskbridge import locks
 from taskbridge.engines.base import APP_VARIABLE, MOST_MEMORY, MOST_TASKS, Host, tell_supervisor
 from taskbridge.engines.pump import BusySigns, Pump
-from taskbridge.engines.settle import Attempts, prepare_marks, unmark
+from taskbridge.engines.settle import Attempts, prepare_marks, this_process, unmark
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
 from taskbridge.hooks import Event
 from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.runner import ENDS_S, ORDERLY_S, WATCH_S, Run, Runs
 from taskbridge.schedules.sender import Scheduler
+from taskbridge.vitals import Vitals
 
 _log = logger("taskbridge.worker")
 
@@ -69,6 +70,7 @@ class WorkerLife:
         self.is_embedded: bool = False  # whether the worker shares its process with an application
         self._embedding = locks.Lock()
         self._threads = Pump(host), Scheduler(host), host.relay, BusySigns(host, self._queues_if_full)
+        self.vitals: Vitals = Vitals(host, name=this_process, queues=self.consumed_queues, slots=self.slots)
         self._is_whole_process = False
         self._deadline = 0.0
         self._drained = locks.Event()
@@ -122,7 +124,15 @@ class WorkerLife:
         raise NotImplementedError
 
     def full_queues(self) -> Sequence[str]:
-        """Return the queues that are consumed here, by taskbridge's names, if no slot is free; nothing if one is."""
+        """Return the queues that are consumed here, if no slot is free; nothing if one is."""
+        raise NotImplementedError
+
+    def consumed_queues(self) -> Sequence[str]:
+        """Return the queues that are consumed here, by taskbridge's names."""
+        raise NotImplementedError
+
+    def slots(self) -> int:
+        """Return how many tasks run at a time in a process, be it this one or a child."""
         raise NotImplementedError
 
     # From start to end
@@ -157,10 +167,13 @@ class WorkerLife:
         """Start the threads: messages may be taken from now on.
 
         Args:
-            has_children: Whether tasks run in children, which prepare their marks themselves.
+            has_children: Whether tasks run in children, which prepare their marks and start `vitals` themselves.
         """
         if not has_children:
             prepare_marks(self._host)
+            self.vitals.start()
+        if self._host.pauses is not None:
+            self._host.pauses.begin()
         if not self.draining:
             for thread in self._threads:
                 thread.start()
@@ -200,7 +213,7 @@ class WorkerLife:
     def end(self) -> None:
         """Stop the threads: all tasks have ended, and what was held is given back."""
         self._host.stopping.set()
-        for thread in reversed(self._threads):
+        for thread in (self.vitals, *reversed(self._threads)):
             thread.stop()
         self.draining = True
         left = [each.name for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()]

@@ -15,7 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
 from taskbridge.brokers.base import RedisCommand, Remark
 from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
@@ -70,6 +70,33 @@ class Entry:
     id: str
     text: str | None
     in_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Where a message stands in the lists of messages, which are a hint: its record says what it is doing.
+
+    Attributes:
+        id: The message's.
+        state: The state in whose list it is; None takes it out of the lists of `formers` and `freed`.
+        at: Since when it is in this state, or when it is due, in seconds since the epoch: lists are in this order.
+        queue: The queue in which it waits, for whose list it is, too; None if it waits in none.
+        formers: The states in whose lists it may be until now.
+        freed: The queue in whose list it may be until now.
+        kept_s: For how many seconds it is listed at most; None is for ever.
+    """
+
+    id: str
+    state: str | None = None
+    at: float = 0.0
+    queue: str | None = None
+    formers: tuple[str, ...] = ()
+    freed: str = ""
+    kept_s: float | None = None
+
+
+LISTED: Final = 100_000
+"""How many messages a list has at most where they don't vanish with their records: of a state, the latest ones."""
 
 
 @dataclass(slots=True)
@@ -186,6 +213,26 @@ class Backend(ABC):
     def purge(self, *, timeout_s: float) -> bool:
         """Remove some texts whose time is over, if the store doesn't by itself; return whether there may be more."""
         return False
+
+    @abstractmethod
+    def list_soon(self, entries: Sequence[Listed]) -> None:
+        """Put messages in their lists, and take them out of others, waiting for little or nothing; raises nothing."""
+
+    @abstractmethod
+    def listed(
+        self,
+        kind: Literal["state", "queue"],
+        names: Sequence[str],
+        *,
+        before: tuple[float, str],
+        most: int,
+        timeout_s: float,
+    ) -> list[list[tuple[str, float]]]:
+        """Return ids and times of the first messages in the lists of these states, or queues.
+
+        Those of states are the latest ones before a time and an id, the latest first; those of queues are the earliest
+        ones of all, the earliest first.
+        """
 
     @abstractmethod
     def ping(self, *, timeout_s: float) -> None:

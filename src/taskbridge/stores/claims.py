@@ -201,14 +201,18 @@ class Claims:
 
     def _record(self, intent: Intent, found: str | None) -> Write:
         key, text, kept_s = self._records.created(intent.message, intent.delay_s, intent.message.enqueued_at)
+        self._records.list_sent([(intent.message, intent.delay_s)])
         return Write(key, _seen(found), text, kept_s)
 
     # Replays, and what follows
 
-    def replay(self, message: Message, *, timeout_s: float) -> bool:
-        """Have a replayed message hold its key, and put it in the outbox; return False if another one holds the key."""
+    def replay(self, message: Message, delay_s: float, *, timeout_s: float) -> bool:
+        """Have a replayed message hold its key, and put it in the outbox; return False if another one holds the key.
+
+        It starts `delay_s` after it was first sent; 0 is at once.
+        """
         deadline = monotonic() + timeout_s
-        replayed = held(message, 0.0, "replayed")
+        replayed = held(message, delay_s, "replayed")
         entry = Entry(replayed.key, replayed.dumps(), OWN_S)
         while True:
             pointer, found = self._look(message, deadline)
@@ -217,7 +221,7 @@ class Claims:
             if any(_live(found[each], life) is not None for each, life in holders if each != message.id):
                 return False
             old = unpacked(found[message.id])
-            new, writes = created(old, message, 0.0), [_pointing(message, pointer)]
+            new, writes = created(old, message, delay_s), [_pointing(message, pointer)]
             if new is not None:  # else somebody has done so before
                 writes.append(self._records.replacing(message.id, old, head_of(found[message.id]), new))
             if self._backend.commit([Commit(writes, (entry,))], timeout_s=deadline - monotonic())[0]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from heapq import nlargest, nsmallest
 from math import inf
-from typing import Final
+from typing import Final, Literal
 
 from taskbridge.locks import Lock
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import ABSENT, Backend, Commit, Write, head_of
+from taskbridge.stores.backend import ABSENT, LISTED, Backend, Commit, Listed, Write, head_of
 from taskbridge.stores.base import Store
 from taskbridge.stores.notifications import Watches
 
@@ -31,6 +33,7 @@ class MemoryBackend(Backend):
         self._cancelled_before = 0
         self._outbox: dict[str, tuple[float, str]] = {}
         self._watches = Watches()
+        self._listed: dict[str, Listed] = {}
 
     def get(self, keys: Sequence[str], *, timeout_s: float) -> list[str | None]:
         with self._lock:
@@ -120,6 +123,32 @@ class MemoryBackend(Backend):
         stop, heard = self._watches.add(key, wake)
         heard.set()
         return stop
+
+    def list_soon(self, entries: Sequence[Listed]) -> None:
+        with self._lock:
+            for each in entries:
+                old = self._listed.get(each.id)
+                if each.state is not None or (old is not None and old.state in each.formers):
+                    self._listed.pop(each.id, None)
+                if each.state is not None:
+                    self._listed[each.id] = each
+            while len(self._listed) > LISTED:
+                del self._listed[next(iter(self._listed))]
+
+    def listed(
+        self,
+        kind: Literal["state", "queue"],
+        names: Sequence[str],
+        *,
+        before: tuple[float, str],
+        most: int,
+        timeout_s: float,
+    ) -> list[list[tuple[str, float]]]:
+        with self._lock:
+            known = [(getattr(each, kind), each.at, each.id) for each in self._listed.values()]
+        choose = partial(nlargest if kind == "state" else nsmallest, most)
+        found = [choose((at, key) for of, at, key in known if of == name and (at, key) < before) for name in names]
+        return [[(key, at) for at, key in each] for each in found]
 
     def ping(self, *, timeout_s: float) -> None:
         """Return: it answers."""

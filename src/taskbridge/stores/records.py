@@ -38,12 +38,13 @@ from taskbridge.locks import PerProcess
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores import transitions
-from taskbridge.stores.backend import NEW, Backend, Commit, Write, head_of, next_of
+from taskbridge.stores.backend import NEW, Backend, Commit, Listed, Write, head_of, next_of
 from taskbridge.stores.starts import Started, Starts
 from taskbridge.stores.states import (
     CANCEL_KNOWN_S,
     FINAL,
     MOST_ATTEMPTS,
+    WAITING,
     Attempt,
     Ending,
     Row,
@@ -74,6 +75,7 @@ class Records:
         self._ttl_s = settings.result_ttl_s
         self._timeout_s = settings.send_timeout_s
         self._backend = backend
+        self._lists = settings.listing
         self._starts = PerProcess(lambda: Starts(self._write_starts))
 
     def create(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
@@ -86,6 +88,7 @@ class Records:
         rows = [self.created(message, delay_s, now) for message, delay_s in messages if not message.replays]
         if rows:
             self._backend.create(rows, timeout_s=timeout_s)
+            self.list_sent([(message, delay_s) for message, delay_s in messages if not message.replays])
         for message, delay_s in messages:
             if message.replays:  # of which there may be many: each has all the time
                 self._change(message.id, partial(_created, message, delay_s), monotonic() + timeout_s)
@@ -93,10 +96,39 @@ class Records:
     def creating(self, message: Message, delay_s: float) -> RedisCommand | None:
         """Return one Redis command that does what `create` does, for a Redis broker that shares the store's database.
 
-        The broker sends it along with the message, in one transaction. None: use `create`.
+        The broker sends it along with the message, in one transaction, and then `list_sent` lists it. None: use
+        `create`.
         """
         made = self.created(message, delay_s, message.enqueued_at)
         return None if message.replays else self._backend.creating(*made)
+
+    def list_sent(self, messages: Sequence[tuple[Message, float]]) -> None:
+        """List messages whose records are new, each with its delay in seconds, if messages are listed."""
+        if self._lists:
+            rows = [(message.id, transitions.new(message, delay_s)) for message, delay_s in messages]
+            self._backend.list_soon([self._listed(message_id, row, None) for message_id, row in rows])
+
+    def _listed(self, message_id: str, row: Row, old: Row | None) -> Listed:
+        """Return where a message is listed after a write of its record; of one that None replaces, nothing is known."""
+        state, waits = row["state"], row["state"] in WAITING
+        at = row.get("ended_at") if state in FINAL else row.get("due_at") if waits else row.get("written_at")
+        at = row["enqueued_at"] if at is None else at
+        formers = WAITING if old is None else (old["state"],)
+        return Listed(
+            id=message_id,
+            state=state,
+            at=at,
+            queue=row["queue"] if waits else None,
+            formers=tuple(each for each in formers if each != state),
+            freed=row["queue"],
+            kept_s=transitions.kept_s(row, result_ttl_s=self._ttl_s, now=self._now()),
+        )
+
+    def find(self, ids: Sequence[str], *, timeout_s: float) -> list[Status | None]:
+        """Return the records of several messages, in one read; None where `get` returns that."""
+        texts = self._backend.get([key_of(each) for each in ids], timeout_s=timeout_s) if ids else []
+        rows = [unpacked(text) for text in texts]
+        return [None if row is None else status_of(each, row) for each, row in zip(ids, rows, strict=True)]
 
     def forget(self, ids: Collection[str], *, timeout_s: float) -> None:
         """Remove the records of messages that were surely not sent, if nobody has changed them since."""
@@ -290,6 +322,8 @@ class Records:
         new["version"], now = next_of(head), self._now()
         kept_s, tells = transitions.kept_s(new, result_ttl_s=self._ttl_s, now=now), new["state"] in FINAL
         key, text = key_of(message_id), _packed(new)
+        if self._lists:  # before it is written, for it is a hint; whoever reads it looks at the record
+            self._backend.list_soon([self._listed(message_id, new, old)])
         if old is None or not cancels:
             return Write(key, head, text, kept_s, tells)
         life = transitions.life_of(status_of(message_id, old))

@@ -29,6 +29,9 @@ expired or was dropped by `Discard`. `cancelled`: it was cancelled before it end
 FINAL: Final[frozenset[State]] = frozenset({"done", "dead", "discarded", "cancelled"})
 """The states that a message does not leave, but by a replay from the dead letters."""
 
+WAITING: Final[tuple[State, ...]] = ("queued", "scheduled", "retrying")
+"""The states in which a message waits in its queue, or for its time."""
+
 CANCEL_KNOWN_S: Final = 1.0
 """A worker knows of a cancellation after this at most."""
 
@@ -251,7 +254,7 @@ def is_row(found: Any) -> TypeGuard[Row]:
 
     Other fields, and what an attempt or an error has beyond its items, are a newer release's, and no fault.
     """
-    if not _is_object(found) or any(name not in found for name in _REQUIRED):
+    if not is_object(found) or any(name not in found for name in _REQUIRED):
         return False
     return all(is_sound(found[name]) for name, is_sound in _FIELDS.items() if name in found)
 
@@ -270,37 +273,36 @@ def _of(*kinds: type, most: float = END_OF_TIME) -> _IsSound:
     return is_sound
 
 
-_is_object, _is_list, _is_text, _is_count = _of(dict), _of(list), _of(str), _of(int)
+is_object, is_list, is_text, is_count = _of(dict), _of(list), _of(str), _of(int)
 _is_amount, _is_amount_or_none = _of(int, float, most=MOST_PROGRESS), _of(int, float, NoneType, most=MOST_PROGRESS)
-_is_time, _is_time_or_none = _of(int, float), _of(int, float, NoneType)
+is_time, _is_time_or_none = _of(int, float), _of(int, float, NoneType)
 
 
-def _begins_with(found: Any, *items: _IsSound) -> bool:
-    is_long = _is_list(found) and len(found) >= len(items)
+def begins_with(found: Any, *items: _IsSound) -> bool:
+    """Return whether something is a list whose first items are sound; it may have more."""
+    is_long = is_list(found) and len(found) >= len(items)
     return is_long and all(is_sound(item) for is_sound, item in zip(items, found, strict=False))
 
 
 def _is_error(found: Any) -> bool:
-    return _begins_with(found, _is_text, _is_text)
+    return begins_with(found, is_text, is_text)
 
 
 def _is_attempt(found: Any) -> bool:
-    is_run = _begins_with(found, _is_count, _is_text, _is_time, _is_time_or_none)
+    is_run = begins_with(found, is_count, is_text, is_time, _is_time_or_none)
     return is_run and len(found) > 4 and (found[4] is None or _is_error(found[4]))
 
 
 _FIELDS: Final[Mapping[str, _IsSound]] = {
-    **dict.fromkeys(
-        ("task", "queue", "state", "result", "reason", "traceback", "writer", "unique", "digest"), _is_text
-    ),
-    **dict.fromkeys(("replays", "version", "attempt", "over"), _is_count),
-    **dict.fromkeys(("enqueued_at", "written_at"), _is_time),
+    **dict.fromkeys(("task", "queue", "state", "result", "reason", "traceback", "writer", "unique", "digest"), is_text),
+    **dict.fromkeys(("replays", "version", "attempt", "over"), is_count),
+    **dict.fromkeys(("enqueued_at", "written_at"), is_time),
     **dict.fromkeys(("due_at", "ended_at"), _is_time_or_none),
-    "attempts": lambda found: _is_list(found) and all(map(_is_attempt, found)),
+    "attempts": lambda found: is_list(found) and all(map(_is_attempt, found)),
     "error": _is_error,
-    "progress": lambda found: _begins_with(found, _is_amount, _is_amount_or_none, _is_text, _is_time),
+    "progress": lambda found: begins_with(found, _is_amount, _is_amount_or_none, is_text, is_time),
     **dict.fromkeys(("cancel_asked", "interrupt"), _of(bool)),
-    "call": lambda found: _begins_with(found, _is_text, _is_text),
-    "sent": lambda found: _begins_with(found, _is_text, _is_text, _is_object),
+    "call": lambda found: begins_with(found, is_text, is_text),
+    "sent": lambda found: begins_with(found, is_text, is_text, is_object),
 }
 """What says of each field whether its value is sound."""

@@ -177,7 +177,7 @@ class RabbitMQBroker:
         return [letter for letter in letters if ids is None or letter.id in ids]
 
     def take_dead(self, decide: Decide, *, ids: Collection[str] | None = None, timeout_s: float) -> list[str]:
-        """Take dead letters out, up to 100 in a transaction, which also publishes what is replayed as due now."""
+        """Take dead letters out, up to 100 in a transaction, which also parks what is replayed."""
         with _told():
             return take_out(self._hosts, self._encoder, decide, ids=ids, timeout_s=timeout_s)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from taskbridge.brokers.rabbitmq.channel import NOT_FOUND, Channel, channel_of_i
 from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline, TimedOutError
 from taskbridge.brokers.rabbitmq.frames import Delivery
 from taskbridge.brokers.rabbitmq.hosts import Hosts
-from taskbridge.brokers.rabbitmq.publication import EncodedPublication, Encoder
+from taskbridge.brokers.rabbitmq.publication import Destination, EncodedPublication, Encoder
 from taskbridge.exceptions import BrokerUnavailable, DecodeError
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, loads_letter
@@ -38,7 +38,7 @@ _Removal = tuple[Sequence[int], EncodedPublication | None]
 def take_out(
     hosts: Hosts, encoder: Encoder, decide: Decide, *, ids: Collection[str] | None, timeout_s: float
 ) -> list[str]:
-    """Take dead letters out, up to 100 in a transaction, which also publishes what is replayed as due now.
+    """Take dead letters out, up to 100 in a transaction, which also parks what is replayed.
 
     A transaction ends with one `tx.commit`, which the server's channel carries out in one step: a client that dies
     before it has changed nothing. The server publishes before it acknowledges, so if it is killed at that instant it
@@ -75,17 +75,23 @@ def _removals(
         fate = decide(letter) if ids is None or letter.id in ids else None
         if fate is not None:
             message = fate.message
-            chosen[letter.id] = None if message is None else encoder.parked(message.dumps().encode(), 0.0, message.id)
+            parked = None if message is None else encoder.parked(message.dumps().encode(), fate.delay_s, message.id)
+            chosen[letter.id] = parked
     return {letter_id: (tags[letter_id], publication) for letter_id, publication in chosen.items()}
 
 
 def _commit(channel: Channel, encoder: Encoder, part: Sequence[_Removal], deadline: Deadline) -> None:
     publications = [publication for _, publication in part if publication is not None]
     tags = [tag for tags, _ in part for tag in tags]
-    channel.declare(encoder.due, deadline)
+    _declare(channel, [encoder.due, *(each.destination for each in publications)], deadline)
     while returned := channel.commit(publications, tags, deadline):  # the queue was deleted a moment ago
         publications, tags = returned, []
-        channel.declare(encoder.due, deadline, anew=True)
+        _declare(channel, [each.destination for each in returned], deadline, anew=True)
+
+
+def _declare(channel: Channel, some: Iterable[Destination], deadline: Deadline, *, anew: bool = False) -> None:
+    for each in {destination.name: destination for destination in some}.values():
+        channel.declare(each, deadline, anew=anew)
 
 
 def letter_of(body: bytes) -> DeadLetter:

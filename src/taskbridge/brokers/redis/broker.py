@@ -134,7 +134,7 @@ class RedisBroker:
             yield from sorted(together, key=lambda letter: (letter.died_at, letter.id))
 
     def take_dead(self, decide: Decide, *, ids: Collection[str] | None = None, timeout_s: float) -> list[str]:
-        """Take dead letters out, up to 20 in one script, which also parks what is replayed, due now."""
+        """Take dead letters out, up to 20 in one script, which also parks what is replayed."""
         taken: list[str] = []
         for part in self._dead_parts(ids, timeout_s):
             chosen = [(found, fate) for found in part if (fate := decide(found.letter)) is not None]
@@ -144,7 +144,9 @@ class RedisBroker:
     def _take(self, chosen: Sequence[tuple[_Dead, Taken]], timeout_s: float) -> list[str]:
         words: list[Word] = []
         for found, fate in chosen:
-            replayed = ("", "") if fate.message is None else (fate.message.attempt_key, fate.message.dumps())
+            replayed: tuple[Word, ...] = ("", "", 0)
+            if fate.message is not None:
+                replayed = fate.message.attempt_key, fate.message.dumps(), math.ceil(fate.delay_s * 1000)
             words += found.key, sha1(found.text, usedforsecurity=False).hexdigest(), *replayed
         keys = self._keys
         call = _TAKE_DEAD((keys.dead, keys.letters, keys.due, keys.messages, keys.engines), keys.engine, *words)

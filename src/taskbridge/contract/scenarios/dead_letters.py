@@ -136,6 +136,21 @@ def a_replay_of_many_starts_those(h: Harness) -> None:
 
 
 @scenario("L2", on=(BURIAL,))
+def a_staggered_replay_starts_by_and_by(h: Harness) -> None:
+    """Of a replay that is staggered, each message starts once, when its turn comes and not before."""
+    sent = h.run([Plan(steps=(fail(),), policy="twice")] * 4)
+    asked_at = h.bridge.now()
+    replayed = h.bridge.dead.replay([item.id for item in sent], per_second=1.0)
+    h.equal("what is replayed", sorted(replayed.ids), sorted(item.id for item in sent))
+    h.until(lambda: all(len(h.records(item.id, "dead")) == 2 for item in sent), "the second deaths")
+    h.idle()
+    h.equal("their starts", [len(h.starts(item.id)) for item in sent], [4] * 4)
+    waited = sorted(h.starts(item.id)[2].at - asked_at for item in sent)
+    early = [(turn, waited_s) for turn, waited_s in enumerate(waited) if waited_s < turn]
+    h.equal("the turns, of a second each, that came early", early, [])
+
+
+@scenario("L2", on=(BURIAL,))
 def a_replay_forgets_a_past_expiry(h: Harness) -> None:
     """A replay runs though the message has expired since."""
     sent = h.run([Plan(steps=(fail(),), policy="once", expires_s=_EXPIRES_S)])[0]

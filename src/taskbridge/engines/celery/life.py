@@ -131,7 +131,15 @@ class CeleryLife(WorkerLife):
         """Return the queues that are consumed here, if all slots are taken."""
         if len(self.active_requests()) < self._consumer.pool.num_processes:
             return []
+        return self.consumed_queues()
+
+    def consumed_queues(self) -> Sequence[str]:
+        """Return the queues that are consumed here."""
         return self._engine.consumed_queues()
+
+    def slots(self) -> int:
+        """Return how many threads run tasks; each child of a pool runs one at a time."""
+        return 1 if self.has_children else self._consumer.pool.num_processes
 
     # What the pool runs
 

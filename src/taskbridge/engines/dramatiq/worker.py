@@ -70,6 +70,7 @@ class DramatiqLife(WorkerLife, Middleware):
         worker.worker_timeout = min(worker.worker_timeout, _WAKE_MS)
         self.boot(is_whole_process=self.has_main_process)
         fast.enter(self._broker, worker, is_wanted=self._host.settings.fast)
+        self._broker.reception.pauses = self._host.pauses
         self._broker.opens(worker.worker_threads)
         if self.has_main_process:
             self._drain_at_signal()
@@ -134,12 +135,21 @@ class DramatiqLife(WorkerLife, Middleware):
 
     def full_queues(self) -> Sequence[str]:
         """Return the queues that are consumed here, if all threads are taken."""
-        worker, slots = self._worker, self._broker.slots
-        if worker is None or slots is None or slots.full_for_s() == 0:
+        slots = self._broker.slots
+        return [] if slots is None or slots.full_for_s() == 0 else self.consumed_queues()
+
+    def consumed_queues(self) -> Sequence[str]:
+        """Return the queues that are consumed here."""
+        worker = self._worker
+        if worker is None:
             return []
         living = [name for name, consumer in list(worker.consumers.items()) if consumer.is_alive()]
         own = [own_queue(self._host.settings.namespace, name) for name in living if not name.endswith(".DQ")]
         return [queue for queue in own if queue is not None]
+
+    def slots(self) -> int:
+        """Return how many threads run tasks."""
+        return 0 if self._broker.slots is None else self._broker.slots.total
 
     def _drain_at_signal(self) -> None:
         """Take nothing new from the moment of the signal: Dramatiq looks only once a second (dramatiq/cli.py)."""

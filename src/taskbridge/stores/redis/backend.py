@@ -16,6 +16,9 @@
 | `{ns}:unique:{task}:{hash}` | string | which message holds a unique key |
 | `{ns}:outbox` | sorted set | the id of each entry of the outbox, by the millisecond at which it is due |
 | `{ns}:outbox:entries` | hash | the text of each |
+| `{ns}:vitals`, `{ns}:vitals:past`, `{ns}:vital:{worker}` | string | what worker processes tell of themselves |
+| `{ns}:listing:state:{state}` | sorted set | with `listing`: the ids of messages, by when they came to it, or are due |
+| `{ns}:listing:queue:{queue}` | sorted set | the same of those that wait in a queue |
 
 One script replaces any of the strings if its first line is as it was seen.
 """
@@ -25,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from taskbridge.brokers.base import RedisCommand, Remark
 from taskbridge.brokers.redis import keys as broker_keys
@@ -34,7 +37,7 @@ from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
 from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import ABSENT, Backend, Commit, PartlyCommitted, Write
+from taskbridge.stores.backend import ABSENT, LISTED, Backend, Commit, Listed, PartlyCommitted, Write
 from taskbridge.stores.base import Store
 from taskbridge.stores.redis.fire_and_forget import FireAndForget
 from taskbridge.stores.redis.notifications import RedisNotifications
@@ -51,6 +54,8 @@ _LOOK: Final = Script(broker_keys.__file__, "look")
 _MOST_BYTES: Final = 1 << 20  # how many bytes of entries are read, or of messages given to one script, about
 _MOST_WORDS: Final = 4000  # how many are given to one script: Lua unpacks less than 8,000
 _PUSHES: Final = ("LPUSH", "RPUSH", "HSET")  # commands of a key and any number of items
+_TRIMS_AFTER: Final = 100  # how many messages are listed between two times that lists are shortened
+_SAME_TIME: Final = 100
 _LEFT: Final = 2  # what the script replies of a commit that has to be done alone
 _SOON_S: Final = 2.0
 """Where the server may change: how long a write may take that nobody waits for, and the pause after one that failed."""
@@ -69,6 +74,8 @@ class RedisBackend(Backend):
         self._channels = f"{self._prefix}told:"
         self._cancelled = f"{self._prefix}cancelled"
         self._outbox = f"{self._prefix}outbox", f"{self._prefix}outbox:entries"
+        self._lists = f"{self._prefix}listing:"
+        self._unlisted = 0
         place, wait_s = self._client.place, settings.send_timeout_s
         self._notifications = PerProcess(lambda: RedisNotifications(wait_s, place, self._channels))
         self._silent_until = 0.0
@@ -193,6 +200,47 @@ class RedisBackend(Backend):
     def why_polled(self) -> str:
         """Return why Redis does not let this process listen."""
         return self._notifications.get().refusal
+
+    def list_soon(self, entries: Sequence[Listed]) -> None:
+        commands = [command for each in entries for command in self._listing(each)]
+        self._unlisted = (self._unlisted + len(entries)) % _TRIMS_AFTER
+        if self._unlisted < len(entries):  # not each time, for it is half of what listing costs
+            for name in {f"state:{each.state}" for each in entries if each.state is not None}:
+                commands.append(("ZREMRANGEBYRANK", f"{self._lists}{name}", 0, -LISTED - 1))
+            for name in {f"queue:{each.queue}" for each in entries if each.queue is not None}:
+                commands.append(("ZREMRANGEBYRANK", f"{self._lists}{name}", LISTED, -1))
+        self._ask_soon(*([each] for each in commands))
+
+    def _listing(self, entry: Listed) -> Iterable[RedisCommand]:
+        lists = self._lists
+        for state in entry.formers:
+            yield "ZREM", f"{lists}state:{state}", entry.id
+        if entry.freed and entry.freed != entry.queue:
+            yield "ZREM", f"{lists}queue:{entry.freed}", entry.id
+        if entry.state is not None:
+            yield "ZADD", f"{lists}state:{entry.state}", entry.at, entry.id
+        if entry.queue is not None:
+            yield "ZADD", f"{lists}queue:{entry.queue}", entry.at, entry.id
+
+    def listed(
+        self,
+        kind: Literal["state", "queue"],
+        names: Sequence[str],
+        *,
+        before: tuple[float, str],
+        most: int,
+        timeout_s: float,
+    ) -> list[list[tuple[str, float]]]:
+        bounds = ("ZREVRANGEBYSCORE", repr(before[0]), "-inf") if kind == "state" else ("ZRANGEBYSCORE", "-inf", "+inf")
+        word, low, high = bounds
+        # One of the same time as the last one may have been returned before; of so many, none may be missed.
+        end = "WITHSCORES", "LIMIT", 0, most + _SAME_TIME
+        replies = self._ask(timeout_s, *([(word, f"{self._lists}{kind}:{name}", low, high, *end)] for name in names))
+        found = [
+            [(key.decode(errors=_ODD_BYTES), float(at)) for key, at in zip(reply[::2], reply[1::2], strict=True)]
+            for reply in replies
+        ]
+        return [[(key, at) for key, at in each if (at, key) < before][:most] for each in found]
 
     def ping(self, *, timeout_s: float) -> None:
         self._ask(timeout_s, [("PING",)])

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
 from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import ABSENT, NEW, BackendWithTables, Commit, Write
+from taskbridge.stores.backend import ABSENT, NEW, BackendWithTables, Commit, Listed, Write
 from taskbridge.stores.base import Store
 from taskbridge.stores.sql.database import Database
 from taskbridge.stores.sql.schema import TABLES, Run
@@ -64,6 +64,22 @@ class _Statements:
             WHERE namespace = :namespace AND id IN ({first}) RETURNING id, text, {database.light}"""
         self.sent: Final = f"DELETE FROM taskbridge_outbox WHERE {ids} RETURNING {database.light}"
         self.purge: Final = f"DELETE FROM taskbridge_text WHERE (namespace, key) IN ({old}) RETURNING {database.light}"
+        old = old.replace("taskbridge_text", "taskbridge_listing").replace("key", "id")
+        self.forget: Final = (
+            f"DELETE FROM taskbridge_listing WHERE (namespace, id) IN ({old}) RETURNING {database.light}"
+        )
+        self.list: Final = f"""INSERT INTO taskbridge_listing (namespace, id, state, queue, at, until)
+            VALUES (:namespace, :id, :state, :queue, :at, {until}) ON CONFLICT (namespace, id) DO UPDATE
+            SET state = excluded.state, queue = excluded.queue, at = excluded.at, until = excluded.until"""
+        self.list_one: Final = f"{self.list} RETURNING {database.light}"
+        self.unlist: Final = (
+            "DELETE FROM taskbridge_listing WHERE namespace = :namespace AND id = :id AND state = :state"
+        )
+        self.latest: Final = f"""SELECT id, at FROM taskbridge_listing
+            WHERE namespace = :namespace AND state = :name AND (at, id) < (:at, :id) AND {kept}
+            ORDER BY at DESC, id DESC LIMIT :most"""
+        self.earliest: Final = f"""SELECT id, at FROM taskbridge_listing
+            WHERE namespace = :namespace AND queue = :name AND {kept} ORDER BY at, id LIMIT :most"""
 
 
 class SqlBackend(BackendWithTables):
@@ -192,7 +208,46 @@ class SqlBackend(BackendWithTables):
         return self._notifications.get().watch(key, wake)
 
     def purge(self, *, timeout_s: float) -> bool:
-        return len(self._database.run(self._statements.purge, {}, timeout_s=timeout_s)) >= _TOGETHER
+        purges = self._statements.purge, self._statements.forget
+        return max(len(self._database.run(each, {}, timeout_s=timeout_s)) for each in purges) >= _TOGETHER
+
+    def list_soon(self, entries: Sequence[Listed]) -> None:
+        """List messages; if that fails, none is listed for a second."""
+        if monotonic() < self._silent_until:
+            return
+        rows = [
+            self._its(id=each.id, state=each.state, queue=each.queue, at=each.at, kept_s=each.kept_s)
+            for each in sorted(entries, key=lambda each: each.id)  # in order, so that no two lock each other
+            if each.state is not None
+        ]
+        gone = [self._its(id=each.id, state=state) for each in entries if each.state is None for state in each.formers]
+        try:
+            if len(rows) == 1:
+                self._database.run(self._statements.list_one, rows[0], timeout_s=_SOON_S)
+            elif rows:
+                self._database.run_all(self._statements.list, rows, timeout_s=_SOON_S)
+            if gone:
+                self._database.run_all(self._statements.unlist, gone, timeout_s=_SOON_S)
+        except BrokerUnavailable as exc:
+            _log.warning("messages can't be listed: %s", exc.problem)
+            self._silent_until = monotonic() + _PAUSE_S
+
+    def listed(
+        self,
+        kind: Literal["state", "queue"],
+        names: Sequence[str],
+        *,
+        before: tuple[float, str],
+        most: int,
+        timeout_s: float,
+    ) -> list[list[tuple[str, float]]]:
+        deadline, found = monotonic() + timeout_s, list[list[tuple[str, float]]]()
+        statement = self._statements.latest if kind == "state" else self._statements.earliest
+        for name in names:
+            values = self._its(name=name, at=before[0], id=before[1], most=most)
+            rows = self._database.run(statement, values, timeout_s=deadline - monotonic())
+            found.append([(key, at) for key, at in rows])
+        return found
 
     def ping(self, *, timeout_s: float) -> None:
         self._database.run("SELECT 1", {}, timeout_s=timeout_s)

@@ -8,6 +8,7 @@ belongs to a namespace, so that bridges share a database.
 | `taskbridge_text` | each text: its first line (`head`), the others (`rest`), and whether the last write tells of it |
 | `taskbridge_cancelled` | each cancellation, by a number that grows in the order in which they are committed |
 | `taskbridge_outbox` | each entry of the outbox, by its message's id: its text, and when it is due (since version 2) |
+| `taskbridge_listing` | each message that is listed: its state, and the queue in which it waits (since version 3) |
 | `taskbridge_schema` | there is one: the version of the schema |
 """
 
@@ -38,6 +39,14 @@ MIGRATIONS: Final[Sequence[Sequence[str]]] = (
             PRIMARY KEY (namespace, id))""",
         "CREATE INDEX taskbridge_outbox_due ON taskbridge_outbox (namespace, due_at)",
     ),
+    (
+        """CREATE TABLE taskbridge_listing (
+            namespace TEXT NOT NULL, id TEXT NOT NULL, state TEXT NOT NULL, queue TEXT, at DOUBLE PRECISION NOT NULL,
+            until DOUBLE PRECISION, PRIMARY KEY (namespace, id))""",
+        "CREATE INDEX taskbridge_listing_state ON taskbridge_listing (namespace, state, at, id)",
+        "CREATE INDEX taskbridge_listing_queue ON taskbridge_listing (namespace, queue, at, id)",
+        "CREATE INDEX taskbridge_listing_until ON taskbridge_listing (until)",
+    ),
 )
 """The statements that make each version of the schema of the one before; the first is made of nothing.
 
@@ -48,7 +57,7 @@ takes an `init` before its workers start.
 VERSION: Final = len(MIGRATIONS)
 """The version that this release works with."""
 
-TABLES: Final = ("taskbridge_text", "taskbridge_cancelled", "taskbridge_outbox")
+TABLES: Final = ("taskbridge_text", "taskbridge_cancelled", "taskbridge_outbox", "taskbridge_listing")
 """Those whose rows belong to a namespace."""
 
 

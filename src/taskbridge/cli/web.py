@@ -1,0 +1,72 @@
+"""`taskbridge web`: serves the page."""
+
+from __future__ import annotations
+
+import signal
+from argparse import Namespace
+from ipaddress import ip_address
+from types import FrameType
+
+from taskbridge import Bridge
+from taskbridge.cli import command as cli
+from taskbridge.cli.output import say
+from taskbridge.exceptions import NotInstalledError
+
+
+@cli.command(
+    "web",
+    "serve a page that shows what goes on",
+    cli.MODULE_OR_NONE,
+    cli.URL,
+    cli.argument("--host", metavar="HOST", default="127.0.0.1", help="default: 127.0.0.1, for this machine alone"),
+    cli.argument("--port", type=cli.count, metavar="PORT", default=8765, help="default: 8765"),
+    cli.argument(
+        "--allow-acts", action="store_true", help="let everybody who reaches the page change things"
+    ),
+    opens=cli.server_bridge,
+)
+def web(bridge: Bridge, arguments: Namespace) -> cli.Output:
+    """Serve a page that shows queues, runs, failures, messages, dead letters, schedules and workers.
+
+      taskbridge web shop.tasks
+      taskbridge web shop.tasks --port 9000 --allow-acts
+
+    It has no login: on another host than 127.0.0.1, put a proxy with one before it, or mount `taskbridge.web.app` in
+    your own application. Without --allow-acts, nothing can be changed.
+
+    SIGTERM and Ctrl-C stop it, with exit code 0.
+    """
+    from taskbridge.web import app, everything, reading_only  # here, for it is an extra
+
+    try:
+        import uvicorn
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+    except ModuleNotFoundError as exc:
+        raise NotInstalledError("uvicorn, which serves the page,", "web") from exc
+    host = arguments.host
+    served = app(bridge, allow=everything if arguments.allow_acts else reading_only)
+    if _is_loopback(host):  # else a name of a foreign site, pointed to this machine, would open the page to that site
+        served.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
+    elif arguments.allow_acts:
+        say(f"everybody who reaches {host} can replay, purge, cancel and pause: put a login before it")
+    server = uvicorn.Server(uvicorn.Config(served, host=host, port=arguments.port, log_level="warning"))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _do_nothing)  # uvicorn ends by its own handlers, and raises the signal again then
+    shown = f"[{host}]" if ":" in host else host
+    say(f"serving {bridge.settings.url.safe_url} on http://{shown}:{arguments.port}/")
+    try:
+        server.run()
+    except SystemExit:  # the port is taken, which uvicorn has said
+        return cli.Output(code=2)
+    return cli.Output()
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """Be a handler."""
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
