@@ -42,6 +42,8 @@ _log = logger("taskbridge.worker")
 
 FAILURES_KEPT_S: Final = 86400.0
 MINUTES: Final = 60
+AHEAD_S: Final = 60.0
+"""How far the clocks of machines may be apart; what says that it was later than that is not believed."""
 
 _PART_S: Final = 300.0  # what a task's runs are counted by; by minutes, many tasks would make long texts
 _MOST_TASKS: Final = 100
@@ -155,8 +157,8 @@ class Tally:
             self.counts[task] = {slot: slots[slot] for slot in slots if first <= slot <= last}
             if task and not self.counts[task]:
                 del self.counts[task]
-        latest = sorted(self.failures.items(), key=lambda each: each[1][3])[-most_failures:]
-        self.failures = {key: group for key, group in latest if now - FAILURES_KEPT_S < group[3] < now + 60}
+        recent = [each for each in self.failures.items() if now - FAILURES_KEPT_S < each[1][3] < now + AHEAD_S]
+        self.failures = dict(sorted(recent, key=lambda each: each[1][3])[-most_failures:])
 
     def packed(self) -> dict[str, Any]:
         """Return it as what JSON can hold."""
