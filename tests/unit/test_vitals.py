@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from taskbridge import Bridge, Discard, RetryPolicy, UnsupportedError
-from taskbridge.message import Message, new_id
-from taskbridge.retry import CancelledVerdict, Dead, Discarded, Done, GivenBack, RunAgain, Verdict
+from taskbridge.message import new_id
+from taskbridge.retry import CancelledVerdict, Dead, Discarded, Done, ErrorInfo, GivenBack, RunAgain, Verdict
 from taskbridge.stores.backend import Backend, Write
 from taskbridge.vitals import Tally, Vitals, read
 
@@ -38,13 +38,10 @@ def process(bridge: Bridge, name: str) -> Vitals:
     return made
 
 
-def a_message(task: str = "shop.pay") -> Message:
-    return Message(id=new_id(), task=task, queue="default", args_json="[]", kwargs_json="{}", enqueued_at=time.time())
-
-
 def settle(vitals: Vitals, verdict: Verdict, times: int = 1, task: str = "shop.pay") -> None:
     for _ in range(times):
-        vitals.settled(a_message(task), verdict)
+        error = getattr(verdict, "error", None)
+        vitals._ended.append((task, new_id(), type(verdict), None if error is None else ErrorInfo.of(error)))
 
 
 def look(vitals: Vitals, times: int) -> None:
@@ -315,7 +312,7 @@ def test_inline_runs_are_counted_with_and_without_threads() -> None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         bridge.close()
-        assert bridge.observers == []
+        assert bridge.ended == []
 
 
 @pytest.mark.parametrize("url", ["inline://", "celery+memory://", "dramatiq+memory://"])

@@ -293,7 +293,7 @@ class InlineEngine:
 
     def tell(self) -> None:
         """Write what has run here until now, if anything has, where `Bridge.operations` reads it."""
-        if self.vitals in self._host.observers:
+        if self.vitals.is_counting:
             self.vitals.tell(at_once=True)
 
     # A caller that drives the clock

@@ -17,8 +17,8 @@ import logging
 import os
 import socket
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -51,6 +51,7 @@ from taskbridge.stores.base import Claim, Marks
 from taskbridge.stores.records import FINAL, Ending, Records, State, Status
 from taskbridge.stores.states import Row
 from taskbridge.stores.transitions import latest, wait_s
+from taskbridge.vitals import Ended
 
 T = TypeVar("T")
 HolderT = TypeVar("HolderT")
@@ -124,6 +125,7 @@ class BoundTask(Runner):
         records: Where its messages are recorded; None without a store, and with `results=False`.
         cancellations: What is known of cancelled messages.
         stopping: Set once this process's worker stops.
+        ended: Where verdicts are noted that were carried out.
     """
 
     settings: Settings
@@ -132,6 +134,7 @@ class BoundTask(Runner):
     records: Records | None
     cancellations: Cancellations
     stopping: threading.Event
+    ended: Sequence[deque[Ended]] = ()
 
 
 def bind(host: Host, task: str) -> BoundTask:
@@ -154,6 +157,7 @@ def bind(host: Host, task: str) -> BoundTask:
         around=host.around_of(task),
         longest_s=longest_s(declaration, settings.grace_s),
         observers=host.observers,
+        ended=host.ended,
         settings=settings,
         broker=broker,
         marks=host.marks,
@@ -375,6 +379,11 @@ def _ended(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
         marks.ended(message, is_recorded=task.records is not None)
     if task.observers:
         tell(task.observers, "settled", message, verdict)
+    if task.ended:
+        failed = verdict if isinstance(verdict, RunAgain | Dead) else None
+        error = None if failed is None or failed.error is None else ErrorInfo.of(failed.error)
+        for noted in task.ended:
+            noted.append((message.task, message.id, verdict.__class__, error))
     return verdict
 
 
