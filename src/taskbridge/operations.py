@@ -19,7 +19,7 @@ from taskbridge.retry import ErrorInfo
 from taskbridge.stores.backend import Listed
 from taskbridge.stores.base import Store
 from taskbridge.stores.states import WAITING, State, Status
-from taskbridge.vitals import FAILURES_KEPT_S, MINUTES, Running, Tally, Worker, read
+from taskbridge.vitals import AHEAD_S, MINUTES, Running, Tally, Worker, read
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
@@ -214,9 +214,8 @@ class Operations:
                 is_dead_count=deaths,
             )
             for (task, kind, said), (count, deaths, first, last, last_id) in tally.failures.items()
-            if last > self._bridge.now() - FAILURES_KEPT_S
         ]
-        return tuple(sorted(found, key=lambda each: each.last_at, reverse=True)[:_MOST_GROUPS])
+        return tuple(reversed(found))
 
     def workers(self) -> tuple[Worker, ...]:
         """Return the processes that run tasks, by name."""
@@ -305,9 +304,9 @@ class Operations:
             engine: Any = self._bridge.engine
             engine.tell()
         told, tally = read(store.backend, timeout_s=self._timeout_s)
-        alive = self._bridge.now() - ALIVE_S
-        tally.trim(self._bridge.now(), most_failures=_MOST_GROUPS)
-        return [each for each in told if each[0].seen_at.timestamp() > alive], tally
+        now = self._bridge.now()
+        tally.trim(now, most_failures=_MOST_GROUPS)
+        return [each for each in told if -AHEAD_S < now - each[0].seen_at.timestamp() < ALIVE_S], tally
 
     def _listed(
         self, store: Store, states: _States, before: tuple[float, str], most: int

@@ -15,6 +15,8 @@ from taskbridge.exceptions import NotInstalledError
 from taskbridge.hooks import Hooks
 
 if TYPE_CHECKING:
+    from collections import deque
+
     from taskbridge.brokers.base import Broker, Wire
     from taskbridge.engines.base import Engine
     from taskbridge.observing import Observer
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from taskbridge.settings import Settings
     from taskbridge.stores.base import Marks, Store
     from taskbridge.stores.records import Records
+    from taskbridge.vitals import Ended
 
 T = TypeVar("T")
 
@@ -49,6 +52,7 @@ class Parts:
     Attributes:
         hooks: The application's hooks.
         observers: What is told of messages that are sent, run and settled; see `taskbridge.observing`.
+        ended: Where each verdict is noted that was carried out, for `taskbridge.vitals`; a deque, for that is quick.
         stopping: Set once this process's worker stops: nothing waits for a broker any longer (rule R5).
         is_stopping: Returns whether this process's worker was told to stop; what runs has the grace.
         celery_fixups: What a Celery app loads for other libraries, Django above all; None is what Celery has for them.
@@ -60,6 +64,7 @@ class Parts:
         self._made: dict[str, Any] = {}
         self.hooks: Hooks = Hooks()
         self.observers: list[Observer] = []
+        self.ended: list[deque[Ended]] = []
         self.stopping: threading.Event = locks.Event()
         self.is_stopping: Callable[[], bool] = bool
         self.celery_fixups: Sequence[str] | None = None

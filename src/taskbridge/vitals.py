@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,8 +30,6 @@ from taskbridge.durations import moment
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.failures import clipped
 from taskbridge.logs import logger
-from taskbridge.message import Message
-from taskbridge.observing import Observer
 from taskbridge.retry import Dead, Discarded, Done, ErrorInfo, RunAgain, Verdict
 from taskbridge.stores.backend import ABSENT, Backend, Commit, Write, head_of, next_of
 from taskbridge.stores.states import begins_with, is_count, is_list, is_object, is_text, is_time
@@ -42,6 +41,8 @@ _log = logger("taskbridge.worker")
 
 FAILURES_KEPT_S: Final = 86400.0
 MINUTES: Final = 60
+AHEAD_S: Final = 60.0
+"""How far the clocks of machines may be apart; what says that it was later than that is not believed."""
 
 _PART_S: Final = 300.0  # what a task's runs are counted by; by minutes, many tasks would make long texts
 _MOST_TASKS: Final = 100
@@ -59,8 +60,14 @@ _LOOKS: Final = 4  # after how many of them without a change one is folded; not 
 _LAST_S: Final = 1.0
 _TRIES: Final = 10
 
+_NO_ERROR: Final = "unknown_task"  # the only reason for which a message dies without an exception
 _REGISTRY: Final = "vitals"
 _PAST: Final = "vitals:past"
+
+_MOST_UNTOLD: Final = 100_000  # ends of runs that wait to be counted
+
+Ended = tuple[str, str, type[Verdict], ErrorInfo | None]
+"""A verdict that was carried out: its task, the message's id, its kind, and the error, if there was one."""
 
 _KINDS: Final[Mapping[type[Verdict], int]] = {Done: 0, RunAgain: 1, Dead: 2, Discarded: 3}
 _Group = tuple[int, int, float, float, str]
@@ -155,8 +162,8 @@ class Tally:
             self.counts[task] = {slot: slots[slot] for slot in slots if first <= slot <= last}
             if task and not self.counts[task]:
                 del self.counts[task]
-        latest = sorted(self.failures.items(), key=lambda each: each[1][3])[-most_failures:]
-        self.failures = {key: group for key, group in latest if now - FAILURES_KEPT_S < group[3] < now + 60}
+        recent = [each for each in self.failures.items() if now - FAILURES_KEPT_S < each[1][3] < now + AHEAD_S]
+        self.failures = dict(sorted(recent, key=lambda each: each[1][3])[-most_failures:])
 
     def packed(self) -> dict[str, Any]:
         """Return it as what JSON can hold."""
@@ -243,7 +250,7 @@ def _following(text: str | None, data: Mapping[str, Any]) -> str:
     return f"{next_of(head_of(text))}\n{json.dumps(data)}"
 
 
-class Vitals(Background, Observer):
+class Vitals(Background):
     """Tells the store what this process does, from `start` to `stop`; nothing without a store.
 
     Args:
@@ -259,53 +266,43 @@ class Vitals(Background, Observer):
         super().__init__("vitals", join_s=_LAST_S)
         self._host = host
         self._name_of, self._queues, self._slots = name, queues, slots
-        self._lock, self._telling = locks.Lock(), locks.Lock()
+        self._telling = locks.Lock()
+        self._ended: deque[Ended] = deque(maxlen=_MOST_UNTOLD)
         self._begin()
 
     def _begin(self) -> None:
         self._name = self._name_of()
         self._life, self._number = secrets.token_hex(4), 0
         self._seen = ABSENT  # the head of this process's text
-        self._new, self._told = Tally(), Tally()
-        self._has_news = self._is_registered = self._is_away = False
+        self._told = Tally()
+        self._ended.clear()
+        self._is_registered = self._is_away = False
         self._shown: tuple[str, ...] = ()
         self._tell_at = self._started_at = 0.0
         self._neighbours: dict[str, tuple[str, int]] = {}
 
     def attach(self) -> None:
         """Begin to count, without a thread: whoever runs messages calls `tell`."""
-        if self._host.store is not None and self not in self._host.observers:
+        if self._host.store is not None and not self.is_counting:
             self._begin()
-            self._host.observers.append(self)
+            self._host.ended.append(self._ended)
+
+    @property
+    def is_counting(self) -> bool:
+        """Whether runs are counted."""
+        return any(each is self._ended for each in self._host.ended)
 
     def start(self) -> None:
         """Begin to count, and start the thread."""
         self.attach()
-        if self in self._host.observers:
+        if self.is_counting:
             super().start()
 
     def stop(self) -> None:
         """Have the counts folded, for a second at most, and end."""
-        if self in self._host.observers:
+        if self.is_counting:
             super().stop()
-            self._host.observers.remove(self)
-
-    def settled(self, message: Message, verdict: Verdict) -> None:
-        """Count a verdict that was carried out."""
-        kind = _KINDS.get(type(verdict))
-        if kind is None:
-            return
-        now, task = self._host.now(), clipped(message.task, _MOST_NAME)
-        one = [int(each == kind) for each in range(4)]
-        with self._lock:
-            self._has_news = True
-            self._new.count("", int(now // 60), one)
-            self._new.count(task, int(now // _PART_S), one)
-            if isinstance(verdict, RunAgain | Dead):
-                error = None if verdict.error is None else ErrorInfo.of(verdict.error)
-                said = (getattr(verdict, "reason", ""), "") if error is None else (error.type, error.message)
-                key = task, clipped(said[0], _MOST_NAME), clipped(said[1], _MOST_TEXT)
-                self._new.fail(key, (1, int(isinstance(verdict, Dead)), now, now, message.id))
+            self._host.ended[:] = [each for each in self._host.ended if each is not self._ended]
 
     def run(self, stop: threading.Event) -> None:
         """Tell what is new, and look after the neighbours, until `stop` is set; outages are waited out."""
@@ -343,7 +340,7 @@ class Vitals(Background, Observer):
             runs = self._host.cancellations.runs
             running = [] if runs is None else runs.all()
             shown = tuple(each.message.attempt_key for each in running)
-            if not (at_once or self._has_news or shown != self._shown or monotonic() >= self._tell_at):
+            if not (at_once or self._ended or shown != self._shown or monotonic() >= self._tell_at):
                 return
             now, ticks = self._host.now(), monotonic()
             self._gather(now)
@@ -363,9 +360,17 @@ class Vitals(Background, Observer):
             self._shown, self._tell_at = shown, monotonic() + _HEARTBEAT_S
 
     def _gather(self, now: float) -> None:
-        with self._lock:
-            new, self._new, self._has_news = self._new, Tally(), False
-        self._told.add(new)
+        """Count the runs that have ended since the last time."""
+        ended = [self._ended.popleft() for _ in range(len(self._ended))]
+        for (task, kind), number in Counter((task, kind) for task, _, kind, _ in ended if kind in _KINDS).items():
+            numbers = [number if _KINDS[kind] == each else 0 for each in range(len(_KINDS))]
+            self._told.count("", int(now // 60), numbers)
+            self._told.count(clipped(task, _MOST_NAME), int(now // _PART_S), numbers)
+        for task, message_id, kind, error in ended:
+            if kind in (RunAgain, Dead):
+                said = (_NO_ERROR, "") if error is None else (error.type, error.message)
+                key = clipped(task, _MOST_NAME), clipped(said[0], _MOST_NAME), clipped(said[1], _MOST_TEXT)
+                self._told.fail(key, (1, int(kind is Dead), now, now, message_id))
         self._told.trim(now)
 
     def _write(self, of_now: Mapping[str, Any]) -> None:

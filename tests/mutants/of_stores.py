@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
+from math import inf
 from typing import Any, Final, Literal
 from unittest.mock import patch
 
@@ -671,3 +672,37 @@ def takes_any_key(commit: Any) -> Any:
         return commit(self, run, replace(given, writes=writes), **how)
 
     return take
+
+
+# Lists
+
+
+@mutant("messages_are_listed_by_state_and_by_queue", _MEMORY, "MemoryBackend.listed")
+def begins_each_page_anew(listed: Any) -> Any:
+    """Each page of a list begins with the latest message."""
+    return lambda self, kind, names, *, before, **options: listed(self, kind, names, before=(inf, ""), **options)
+
+
+@mutant("messages_are_listed_by_state_and_by_queue", _REDIS, "RedisBackend.list_soon", kind="redis")
+def stays_in_the_former_list(list_soon: Any) -> Any:
+    """A message stays in the list of the state that it has left."""
+    return lambda self, entries: list_soon(self, [replace(each, formers=()) for each in entries])
+
+
+@mutant("messages_are_listed_by_state_and_by_queue", f"{_SQL}.backend", "SqlBackend.list_soon", kind="sqlite")
+def takes_out_whatever_the_list(list_soon: Any) -> Any:
+    """A message is taken out of the list in which it is, whatever was asked for."""
+    return lambda self, entries: list_soon(
+        self, [each if each.state else replace(each, formers=("queued",)) for each in entries]
+    )
+
+
+@mutant("what_records_say_is_listed", _RECORDS, "Records.replacing")
+def lists_what_is_sent_alone(replacing: Any) -> Any:
+    """What becomes of a message after it was sent is not listed."""
+
+    def silent(self: Any, *args: Any, **options: Any) -> Any:
+        with patch.object(self, "_lists", new=False):
+            return replacing(self, *args, **options)
+
+    return silent

@@ -10,7 +10,20 @@ from collections.abc import Sequence
 
 from taskbridge._version import __version__
 from taskbridge.bridge import Bridge
-from taskbridge.cli import check, command, dead, messages, pauses, queues, schedules, store, verify, web, worker
+from taskbridge.cli import (
+    check,
+    command,
+    dead,
+    messages,
+    operations,
+    pauses,
+    queues,
+    schedules,
+    store,
+    verify,
+    web,
+    worker,
+)
 from taskbridge.cli.output import say
 from taskbridge.exceptions import BrokerUnavailable, NotInstalledError, StoreUnavailable, TaskBridgeError
 
@@ -66,6 +79,10 @@ _COMMANDS = (
     queues.health,
     messages.status,
     messages.cancel,
+    operations.running,
+    operations.failures,
+    operations.messages,
+    operations.top,
     dead.dead,
     store.store,
     verify.verify,

@@ -192,6 +192,12 @@ def server_bridge(arguments: Namespace) -> Bridge:
     return checked_server(any_bridge(arguments), "this command")
 
 
+def stored_bridge(arguments: Namespace) -> Bridge:
+    """Return the bridge as `any_bridge` does, if other processes can see its messages, or at least its store."""
+    bridge = any_bridge(arguments)
+    return bridge if bridge.settings.store is not None else checked_server(bridge, "this command")
+
+
 def checked_server(bridge: Bridge, subject: str) -> Bridge:
     """Return the bridge, if others than the process that sends its messages can see them; else raise `UsageError`.
 

@@ -9,18 +9,12 @@ from time import sleep
 from typing import Any, Final
 
 from taskbridge import Attempt, Bridge, Handle, Status
-from taskbridge.cli.command import APP, JSON, URL, Output, any_bridge, argument, checked_server, command
+from taskbridge.cli.command import APP, JSON, URL, Output, argument, command, stored_bridge
 from taskbridge.cli.output import bar, details, error_text, line, local_time
 from taskbridge.logs import escaped
 
 _LOOK_S: Final = 0.5
 _ID = argument("id", metavar="ID", help="the message's id")
-
-
-def _bridge(arguments: Namespace) -> Bridge:
-    """Return the bridge if other processes can see its messages, or at least its store."""
-    bridge = any_bridge(arguments)
-    return bridge if bridge.settings.store is not None else checked_server(bridge, "this command")
 
 
 @command(
@@ -31,7 +25,7 @@ def _bridge(arguments: Namespace) -> Bridge:
     APP,
     URL,
     JSON,
-    opens=_bridge,
+    opens=stored_bridge,
 )
 def status(bridge: Bridge, arguments: Namespace) -> Output:
     """Show what a message is doing, each of its attempts, and what came of it.
@@ -85,7 +79,7 @@ def _so_far(found: Status) -> str:
     APP,
     URL,
     JSON,
-    opens=_bridge,
+    opens=stored_bridge,
 )
 def cancel(bridge: Bridge, arguments: Namespace) -> Output:
     """Cancel a message for good: what has not started never starts, whether workers are up or not.

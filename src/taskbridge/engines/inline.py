@@ -319,9 +319,9 @@ class InlineEngine:
                 self.wire.changed.notify_all()
 
     def tell(self) -> None:
-        """Write what has run here until now, where `Bridge.operations` reads it."""
-        self.vitals.attach()
-        self.vitals.tell(at_once=True)
+        """Write what has run here until now, if anything has, where `Bridge.operations` reads it."""
+        if self.vitals.is_counting:
+            self.vitals.tell(at_once=True)
 
     # A caller that drives the clock
 

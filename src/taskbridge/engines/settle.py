@@ -17,8 +17,8 @@ import logging
 import os
 import socket
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -53,6 +53,7 @@ from taskbridge.stores.base import Claim, Marks
 from taskbridge.stores.records import FINAL, Ending, Records, State, Status
 from taskbridge.stores.states import Row
 from taskbridge.stores.transitions import latest, wait_s
+from taskbridge.vitals import Ended
 
 T = TypeVar("T")
 HolderT = TypeVar("HolderT")
@@ -127,6 +128,7 @@ class BoundTask(Runner):
         cancellations: What is known of cancelled messages.
         pauses: What is known to be paused; None without a store.
         stopping: Set once this process's worker stops.
+        ended: Where verdicts are noted that were carried out.
     """
 
     settings: Settings
@@ -136,6 +138,7 @@ class BoundTask(Runner):
     cancellations: Cancellations
     pauses: Pauses | None
     stopping: threading.Event
+    ended: Sequence[deque[Ended]] = ()
 
 
 def bind(host: Host, task: str) -> BoundTask:
@@ -158,6 +161,7 @@ def bind(host: Host, task: str) -> BoundTask:
         around=host.around_of(task),
         longest_s=longest_s(declaration, settings.grace_s),
         observers=host.observers,
+        ended=host.ended,
         settings=settings,
         broker=broker,
         marks=host.marks,
@@ -384,6 +388,11 @@ def _ended(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
         marks.ended(message, is_recorded=task.records is not None)
     if task.observers:
         tell(task.observers, "settled", message, verdict)
+    if task.ended:
+        failed = verdict if isinstance(verdict, RunAgain | Dead) else None
+        error = None if failed is None or failed.error is None else ErrorInfo.of(failed.error)
+        for noted in task.ended:
+            noted.append((message.task, message.id, verdict.__class__, error))
     return verdict
 
 

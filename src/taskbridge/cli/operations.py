@@ -1,0 +1,205 @@
+"""`taskbridge running`, `failures`, `messages ls` and `top`: what goes on, as the broker and the store tell it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from time import sleep
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+from taskbridge import Bridge, BrokerUnavailable, Status
+from taskbridge.cli.command import JSON, MODULE_OR_NONE, URL, Command, Output, argument, command, count, stored_bridge
+from taskbridge.cli.output import RED, YELLOW, colored, duration, error_text, local_time, many, table
+from taskbridge.durations import moment
+from taskbridge.logs import escaped
+from taskbridge.stores.states import State
+
+if TYPE_CHECKING:
+    from taskbridge.operations import Failures, Operations, QueueNow, Rates
+
+_REDRAWN_S: Final = 2.0
+_MOST_ERROR: Final = 100  # characters of an error in a table
+_LEVELS: Final = " .:-=+*#%@"
+
+
+@command("running", "what runs now", MODULE_OR_NONE, URL, JSON, opens=stored_bridge)
+def running(bridge: Bridge, arguments: Namespace) -> Output:
+    """Show what runs now, the earliest first, and where.
+
+      taskbridge running
+
+    It is known where a store is set (the broker itself, if it is Redis), within a second or two.
+    """
+    found = bridge.operations.running()
+    rows = [(each.task, each.id, each.queue, str(each.attempt), local_time(each.since), each.worker) for each in found]
+    text = table(("task", "id", "queue", "attempt", "since", "worker"), rows) if rows else "nothing runs"
+    return Output(text=text, data=[asdict(each) for each in found])
+
+
+@command("failures", "what failed in the last 24 hours", MODULE_OR_NONE, URL, JSON, opens=stored_bridge)
+def failures(bridge: Bridge, arguments: Namespace) -> Output:
+    """Show the failures of the last 24 hours, equal ones in one line, the latest first.
+
+      taskbridge failures
+
+    Failures are equal if task, exception and the beginning of its text are. `dead` is after how many of them the
+    message was dead; the other messages were retried.
+    Then: `taskbridge status ID` shows the last one with its attempts.
+    """
+    found = bridge.operations.failures()
+    head = "last", "count", "dead", "task", "error", "last id"
+    rows = [
+        (local_time(each.last_at), str(each.count), str(each.is_dead_count), each.task, _error(each), each.last_id)
+        for each in found
+    ]
+    return Output(text=table(head, rows) if rows else "no failures", data=[asdict(each) for each in found])
+
+
+def _error(found: Failures) -> str:
+    return (error_text(found.error) or "")[:_MOST_ERROR]
+
+
+@command(
+    "ls",
+    "list messages",
+    MODULE_OR_NONE,
+    argument("--task", metavar="GLOB", default="*", help="only of tasks whose names match, such as 'shop.email.*'"),
+    argument("--queue", metavar="QUEUE", help="only of this queue"),
+    argument("--state", choices=get_args(State), metavar="STATE", help=f"one of {', '.join(get_args(State))}"),
+    argument("--minutes", type=count, metavar="N", help="only those that came to their state in the last N minutes"),
+    argument("--most", type=count, metavar="N", default=50, help="how many at most; default: 50"),
+    argument("--cursor", metavar="CURSOR", default="", help="go on where a list ended, which says how"),
+    URL,
+    JSON,
+    opens=stored_bridge,
+)
+def _ls(bridge: Bridge, arguments: Namespace) -> Output:
+    """List messages, the latest first.
+
+      taskbridge messages ls --state retrying --task 'shop.email.*'
+
+    It needs the setting `listing`, for workers and for those who send.
+    Then: `taskbridge status ID` shows one with its attempts.
+    """
+    since = None if arguments.minutes is None else moment(bridge.now()) - timedelta(minutes=arguments.minutes)
+    filters: dict[str, Any] = {name: getattr(arguments, name) for name in ("task", "queue", "state")}
+    found: list[Status] = []
+    cursor, has_more = arguments.cursor, True
+    while has_more and len(found) < arguments.most:
+        left = arguments.most - len(found)
+        page = bridge.operations.messages(**filters, since=since, cursor=cursor, most=left)
+        found += page.items
+        cursor, has_more = page.cursor, bool(page.cursor)
+    rows = [(each.id, each.task, each.queue, each.state, local_time(_at(each))) for each in found]
+    text = table(("id", "task", "queue", "state", "since, or due"), rows) if rows else "no such messages"
+    more = f"\n\nmore with --cursor '{cursor}'" if cursor else ""
+    return Output(text=f"{text}{more}", data={"messages": [_plain(each) for each in found], "cursor": cursor})
+
+
+def _at(found: Status) -> datetime:
+    is_running = found.state == "running" and found.attempts
+    since = found.attempts[-1].started_at if is_running else found.ended_at or found.due_at
+    return found.enqueued_at if since is None else since
+
+
+def _plain(found: Status) -> dict[str, Any]:
+    data = asdict(found)
+    del data["result_json"], data["sent"], data["traceback"]  # arguments and results may be secret
+    return data
+
+
+messages: Final = Command(
+    name="messages", help="list messages", description="Look at messages that the store lists.", below=(_ls,)
+)
+
+
+@command(
+    "top",
+    "watch what goes on",
+    MODULE_OR_NONE,
+    argument("--once", action="store_true", help="print it once, and end"),
+    URL,
+    opens=stored_bridge,
+)
+def top(bridge: Bridge, arguments: Namespace) -> Output:
+    """Show queues, rates, what runs and what failed, again every 2 seconds until Ctrl-C.
+
+      taskbridge top shop.tasks
+
+    The charts have a character for each of the last 60 minutes.
+    """
+    if arguments.once or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        return Output(text="\n".join(_screen(bridge.operations, bridge.settings.url.safe_url, *_size())))
+    print("\x1b[?1049h\x1b[?25l", end="")  # a screen of its own, without a cursor
+    try:
+        while True:
+            width, height = _size()
+            try:
+                lines = _screen(bridge.operations, bridge.settings.url.safe_url, width, height - 1)
+            except BrokerUnavailable as exc:
+                lines = [escaped(exc.problem)[:width]]
+            print("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J", end="", flush=True)
+            sleep(_REDRAWN_S)
+    except KeyboardInterrupt:
+        return Output()
+    finally:
+        print("\x1b[?25h\x1b[?1049l", end="", flush=True)
+
+
+def _size() -> tuple[int, int]:
+    width, height = shutil.get_terminal_size()
+    return max(40, width), max(20, height)
+
+
+def _screen(operations: Operations, title: str, width: int, height: int) -> list[str]:
+    """Return the lines of the screen: all are escaped, and none is wider than it is."""
+    queues, rates, workers = operations.queues(), operations.rates(), operations.workers()
+    busy, slots = sum(each.busy for each in workers), sum(each.slots for each in workers)
+    at_work = f"{many(len(workers), 'process', 'processes')}, {busy} of {many(slots, 'slot')} busy"
+    alarms = [
+        (colored(RED if each.level == "error" else YELLOW, "!"), escaped(each.text)[: width - 2])
+        for each in operations.alarms()[:4]
+    ]
+    lines = [f"{title}  {at_work}", *_charts(rates, width), "", *_queues(queues, height // 4)]
+    lines += ["", "running", *(f"  {_since(each.since)}  {each.task}  {each.id}" for each in operations.running())][
+        : 2 + height // 4
+    ]
+    failed = [f"  {each.count} x {each.task}  {_error(each)}" for each in operations.failures()]
+    lines += ["", "failed in the last 24 hours", *failed]
+    shown = [escaped(line)[:width] for line in lines]
+    return [*shown[:1], *(f"{mark} {text}" for mark, text in alarms), *shown[1:]][:height]
+
+
+def _charts(rates: Rates, width: int) -> list[str]:
+    rows = [(name, getattr(rates, name)) for name in ("done", "retried", "dead", "discarded")]
+    return [f"{name:<9} |{_chart(each)}| {sum(each)}"[:width] for name, each in rows]
+
+
+def _chart(numbers: Sequence[int]) -> str:
+    most, top_level = max(1, *numbers), len(_LEVELS) - 1
+    return "".join(_LEVELS[-(-number * top_level // most)] for number in numbers)
+
+
+def _queues(found: Sequence[QueueNow], most: int) -> list[str]:
+    head = "queue", "engine", "waiting", "running", "oldest", ""
+    rows = [
+        (
+            each.name[:24],
+            each.engine or "-",
+            str(each.waiting),
+            "-" if each.running is None else str(each.running),
+            "-" if each.oldest_s is None else duration(round(each.oldest_s)),
+            "" if each.paused is None else "paused",
+        )
+        for each in sorted(found, key=lambda each: -each.waiting)[:most]
+    ]
+    return table(head, rows, right="waiting").split("\n")
+
+
+def _since(since: datetime) -> str:
+    return since.astimezone().strftime("%H:%M:%S")
