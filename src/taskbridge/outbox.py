@@ -71,17 +71,13 @@ class Outbox(Protocol):
 
 
 class ApplicationOutbox(Outbox, Protocol):
-    """An outbox in an application's own database, to be written in the application's own transactions.
+    """An outbox in an application's own database, written in the application's own transactions (`Transactions.put`).
 
     Attributes:
         may_hold: Whether something may be there, as far as this process knows.
     """
 
     may_hold: bool
-
-    def put(self, texts: Sequence[str], then: Callable[[], object] | None) -> None:
-        """Put entries there, in the caller's transaction if one is open; call `then` when they are committed."""
-        ...
 
     def leave(self) -> None:
         """Close the connections of the calling thread, which does not look again soon."""

@@ -38,11 +38,10 @@ if TYPE_CHECKING:
     from taskbridge.brokers.base import Broker
     from taskbridge.brokers.redis import RedisBroker
     from taskbridge.declaration import Declaration
-    from taskbridge.outbox import ApplicationOutbox
     from taskbridge.stores.base import Store
     from taskbridge.stores.claims import Claims, Intent, Outcome
     from taskbridge.stores.records import Records, Status
-    from taskbridge.transactions import Transactions
+    from taskbridge.transactions import Committing, Sends
     from taskbridge.unique import Unique
 
 T = TypeVar("T")
@@ -184,12 +183,11 @@ class Sending:
         """Do as `send_call` without blocking the event loop."""
         return await self._aside(lambda: self.send_call(call, when=when), call.options.commit)
 
-    async def _aside(self, act: Callable[[], T], commit: tuple[str, ...] | EllipsisType | None) -> T:
+    async def _aside(self, act: Callable[[], T], commit: Committing) -> T:
         """Do what sends in a thread: in that of the caller's transactions, if it may wait for one."""
-        transactions = self._bridge.transactions
-        if transactions is None or (self._bridge.settings.commit if commit is ... else commit) is None:
-            return await in_thread(act)
-        return await transactions.aside(act)
+        commit = self._bridge.settings.commit if commit is ... else commit
+        sends = self._bridge.transactions if commit is None or isinstance(commit, tuple) else commit.sends
+        return await (in_thread(act) if commit is None or sends is None else sends.aside(act))
 
     def send_tick(self, call: Call[Any], *, id: str, headers: dict[str, str]) -> None:
         """Send the message of a schedule's tick.
@@ -266,7 +264,7 @@ class Sending:
 
     # What waits for a transaction, or is put into the application's outbox
 
-    def _holding(self, commit: tuple[str, ...] | EllipsisType | None) -> Callable[[Sequence[_Made]], None] | None:
+    def _holding(self, commit: Committing) -> Callable[[Sequence[_Made]], None] | None:
         """Return what keeps messages that are checked until they may be published; None if they are sent at once.
 
         Raises `UnsupportedError` if the bridge knows no transactions, or has no store for what an outbox publishes.
@@ -278,25 +276,29 @@ class Sending:
             return None
         from taskbridge.transactions import OUTBOX  # here, for few applications have transactions
 
-        is_for_outbox = commit == OUTBOX
+        names, sends = (commit, bridge.transactions) if isinstance(commit, tuple) else (commit.names, commit.sends)
+        is_for_outbox = names == OUTBOX
         if is_for_outbox and self._diverted is not None:
             return None
-        target, transactions = bridge.settings.url.target, bridge.transactions
-        if transactions is None:
-            remedy = "this bridge knows no transactions: taskbridge.django in INSTALLED_APPS sets default_bridge()'s"
-            raise UnsupportedError(f"commit={', '.join(commit)}", target, f"{remedy}; else leave commit out")
+        target = bridge.settings.url.target
+        if sends is None:
+            remedy = (
+                "this bridge knows no transactions: taskbridge.django in INSTALLED_APPS sets default_bridge()'s, and "
+                "taskbridge.integrations.sqlalchemy names a session's"
+            )
+            raise UnsupportedError(f"commit={', '.join(names)}", target, f"{remedy}; else leave commit out")
         if is_for_outbox:
             if bridge.store is None:
                 remedy = "an outbox may publish twice, and only a store tells: set one"
                 raise UnsupportedError("OB1", target, f"{remedy} (TASKBRIDGE_STORE=redis://localhost:6379/0, say)")
-            return partial(self._put, transactions.outbox)
-        databases = transactions.open_on(commit)
-        return partial(self._hold, transactions, databases) if databases else None
+            return partial(self._put, sends)
+        databases = sends.open_on(names)
+        return partial(self._hold, sends, databases) if databases else None
 
-    def _hold(self, transactions: Transactions, databases: Sequence[str], made: Sequence[_Made]) -> None:
+    def _hold(self, sends: Sends, databases: Sequence[str], made: Sequence[_Made]) -> None:
         pending = [_Pending(each, len(databases)) for each in made]
         for database in databases:
-            transactions.hold(database, pending, self._committed)
+            sends.hold(database, pending, self._committed)
 
     def _committed(self, pending: Sequence[_Pending]) -> None:
         """Publish what has waited for a transaction that is committed, and waits for no other; `SendError` if not all.
@@ -309,12 +311,12 @@ class Sending:
         if made:
             self._give(made, is_late=True)
 
-    def _put(self, outbox: ApplicationOutbox, made: Sequence[_Made]) -> None:
+    def _put(self, sends: Sends, made: Sequence[_Made]) -> None:
         from taskbridge.stores.entries import held  # here, for few applications have an outbox
 
         way = made[0][0]
         texts = [held(message, wait_s).dumps() for _, message, _, wait_s in made]
-        outbox.put(texts, self._bridge.work_is_there if way.runs_here else None)
+        sends.put(texts, self._bridge.work_is_there if way.runs_here else None)
         self._call_after_send(made)
 
     def relay(self, messages: Sequence[Message], lefts: Sequence[float], *, timeout_s: float) -> None:
@@ -440,9 +442,7 @@ class Sending:
             return Handle(id=holder.id, task=holder.task, queue=holder.queue, is_new=False, bridge=self._bridge)
         return Handle(id=message.id, task=message.task, queue=message.queue, bridge=self._bridge)
 
-    def send_many(
-        self, calls: Iterable[Call[R]], *, commit: tuple[str, ...] | EllipsisType | None = ...
-    ) -> list[Handle[R]]:
+    def send_many(self, calls: Iterable[Call[R]], *, commit: Committing = ...) -> list[Handle[R]]:
         """Send any number of calls of any tasks in pipelined batches; see `Bridge.send_many`.
 
         `commit` is for those calls that say nothing of it. What waits for a transaction then is no part of a
@@ -468,9 +468,7 @@ class Sending:
             for made, is_held in zip(drawn, are_held, strict=True)
         ]
 
-    async def asend_many(
-        self, calls: Iterable[Call[R]], *, commit: tuple[str, ...] | EllipsisType | None = ...
-    ) -> list[Handle[R]]:
+    async def asend_many(self, calls: Iterable[Call[R]], *, commit: Committing = ...) -> list[Handle[R]]:
         """Do as `send_many` without blocking the event loop."""
         # Any of the calls may wait for a transaction: they are drawn in the thread, for that may take long.
         return await self._aside(lambda: self.send_many(calls, commit=commit), ())
