@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar, cast
 
 from taskbridge.background import in_thread
+from taskbridge.brokers.base import hand_over
 from taskbridge.durations import Duration, When, delay_s, seconds, timestamp
 from taskbridge.exceptions import (
     BrokerUnavailable,
@@ -251,13 +252,13 @@ class Sending:
         return self._send_one(way, message, call, wait_s)
 
     def _send_one(self, way: _Way, message: Message, call: Call[Any], wait_s: float) -> Handle[Any]:
-        if message.unique or message.digest:
+        if message.is_claimed:
             return self._send_keyed((way, message, call, _debounced_s(way, wait_s)))
         self._checked(way, message, call, wait_s)
         if way.records is None:
-            _publish(way.broker, [message], [wait_s], way.timeout_s)
+            hand_over(way.broker, [message], [wait_s], timeout_s=way.timeout_s)
         else:
-            _publish_recorded(way, [message], [way.records], [wait_s], [wait_s])
+            _publish_recorded(way, [_Given(message, way.records, wait_s, wait_s)])
         if way.runs_here or self._hooks.of["after_send"]:
             self._sent([(way, message, call, wait_s)])
         return self._handle(message)
@@ -333,8 +334,9 @@ class Sending:
         waits = [
             now + left_s - each.enqueued_at if left_s > 0 else 0.0 for each, left_s in zip(messages, lefts, strict=True)
         ]
-        if not messages[0].unique and not messages[0].digest:
-            _publish_recorded(ways[0], messages, [way.records for way in ways], waits, lefts)
+        if not messages[0].is_claimed:
+            records = [way.records for way in ways]
+            _publish_recorded(ways[0], [*map(_Given, messages, records, waits, lefts)])
             return
         claims = cast("Store", self._bridge.store).claims  # also of tasks that are not recorded any more
         ways = [replace(way, claims=claims) for way in ways]
@@ -490,8 +492,8 @@ class Sending:
         it is late, for the sender has gone on.
         """
         left_s = _left_s if is_late else _whole_s
-        made = [each for each in drawn if not each[1].unique and not each[1].digest]
-        keyed = [each for each in drawn if each[1].unique or each[1].digest]
+        made = [each for each in drawn if not each[1].is_claimed]
+        keyed = [each for each in drawn if each[1].is_claimed]
         outcomes, error = self._claim_many(keyed, left_s)
         conflicts = {index: _conflict(*keyed[index][:2], each) for index, each in sorted(outcomes.items())}
         cause: TaskBridgeError | None = error
@@ -504,16 +506,15 @@ class Sending:
         for batch in _batches([(each, left_s(each)) for each in made]):
             if isinstance(cause, BrokerUnavailable):
                 break
-            of_batch, lefts = zip(*batch, strict=True)
-            ways, messages, _, waits = zip(*of_batch, strict=True)
-            taken: Iterable[int] = range(len(messages))
+            taken: Iterable[int] = range(len(batch))
             try:
-                _publish_recorded(ways[0], messages, [way.records for way in ways], waits, lefts)
+                given = [_Given(message, way.records, wait_s, left) for (way, message, _, wait_s), left in batch]
+                _publish_recorded(batch[0][0][0], given)
             except BrokerUnavailable as exc:
                 cause = part = _of_batch(exc)
                 taken, maybe_taken = sorted(part.accepted), bool(part.unsure)
-            sent |= {messages[index].id for index in taken}
-            self._sent([of_batch[index] for index in taken])
+            sent |= {batch[index][0][1].id for index in taken}
+            self._sent([batch[index][0] for index in taken])
         if cause is not None:
             ids = [message.id for _, message, _, _ in drawn]
             skipped = {keyed[index][1].id for index, conflict in conflicts.items() if conflict is None}
@@ -525,7 +526,7 @@ class Sending:
                 maybe_taken=maybe_taken,
             ) from cause
         holders = (outcomes[index].holder for index in range(len(keyed)))
-        return [next(holders) if each.unique or each.digest else None for _, each, _, _ in drawn]
+        return [next(holders) if each.is_claimed else None for _, each, _, _ in drawn]
 
 
 def _debounced_s(way: _Way, wait_s: float) -> float:
@@ -592,20 +593,16 @@ def _expires_at(expires: Duration | datetime, now: Callable[[], float]) -> float
     return now() + seconds(expires, name="expires")
 
 
-def _publish(broker: Broker, messages: Sequence[Message], waits: Sequence[float], timeout_s: float) -> None:
-    if waits[0] > 0:
-        broker.park([*zip(messages, waits, strict=True)], timeout_s=timeout_s)
-    else:
-        broker.publish(messages, timeout_s=timeout_s)
+class _Given(NamedTuple):
+    """A message that is published or parked now; its record says that it has the whole delay, of which this is left."""
+
+    message: Message
+    records: Records | None
+    wait_s: float
+    left_s: float
 
 
-def _publish_recorded(
-    way: _Way,
-    messages: Sequence[Message],
-    records: Sequence[Records | None],
-    waits: Sequence[float],
-    lefts: Sequence[float],
-) -> None:
+def _publish_recorded(way: _Way, given: Sequence[_Given]) -> None:
     """Publish messages, or park them if something is left of the first one's delay, each with its record if it has one.
 
     A broker in Redis whose database the records share takes both in one transaction. Otherwise the records are made
@@ -616,24 +613,24 @@ def _publish_recorded(
         PartlyPublished: Of several messages, not all were published.
         BrokerUnavailable: The only message was not published, or no record could be made.
     """
-    keeper = next((each for each in records if each is not None), None)
+    messages, lefts = [each.message for each in given], [each.left_s for each in given]
+    keeper = next((each.records for each in given if each.records is not None), None)
     if keeper is None:
-        _publish(way.broker, messages, lefts, way.timeout_s)
+        hand_over(way.broker, messages, lefts, timeout_s=way.timeout_s)
         return
-    given = list(zip(messages, waits, records, strict=True))
     if way.goes_along:
         broker = cast("RedisBroker", way.broker)
-        along = [None if each is None else each.creating(message, wait_s) for message, wait_s, each in given]
+        along = [None if each.records is None else each.records.creating(each.message, each.wait_s) for each in given]
         if lefts[0] > 0:
             broker.park([*zip(messages, lefts, strict=True)], along=along, timeout_s=way.timeout_s)
         else:
             broker.publish(messages, along=along, timeout_s=way.timeout_s)
         return
     deadline = monotonic() + way.timeout_s
-    recorded = [(message, wait_s) for message, wait_s, each in given if each is not None]
+    recorded = [(each.message, each.wait_s) for each in given if each.records is not None]
     keeper.create(recorded, timeout_s=way.timeout_s)
     try:
-        _publish(way.broker, messages, lefts, max(0.001, deadline - monotonic()))
+        hand_over(way.broker, messages, lefts, timeout_s=max(0.001, deadline - monotonic()))
     except BrokerUnavailable as exc:
         cause = _of_batch(exc)
         kept = cause.accepted | cause.unsure
