@@ -121,7 +121,7 @@ class Relay(Background):
     def _application(self) -> ApplicationOutbox | None:
         """The application's outbox, if something may be in it."""
         transactions, settings = self._host.transactions, self._host.settings
-        if transactions is None:
+        if transactions is None or self._outbox is None:
             return None
         if settings.url.broker != "memory" or settings.commit == OUTBOX or transactions.outbox.may_hold:
             return transactions.outbox
@@ -147,8 +147,8 @@ class Relay(Background):
         while not stop.is_set():
             if not self._looked(self._step_application, _APPLICATIONS):
                 stop.wait(_BUSY_S if self._is_busy else _LOOK_S)
-        if self._application is not None:
-            self._application.leave()
+        if (transactions := self._host.transactions) is not None:
+            transactions.outbox.leave()
 
     def _looked(self, step: Callable[[], int], outbox: str) -> bool:
         """Return whether there may be more in an outbox; a failure is logged once, until it is over."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from taskbridge.background import in_thread
 from taskbridge.brokers.base import hand_over
@@ -98,6 +98,9 @@ def check_priority(bridge: Bridge, task: str, queue: str, priority: Priority) ->
 
 _Made = tuple[_Way, Message, "Call[Any]", float]
 """A message that is to be sent, how, the call that it is of, and its delay in seconds."""
+
+_Given = tuple[Message, "Records | None", float, float]
+"""A message that is sent now, who records it, its delay in seconds, and what is left of that."""
 
 
 @dataclass(slots=True)
@@ -258,7 +261,7 @@ class Sending:
         if way.records is None:
             hand_over(way.broker, [message], [wait_s], timeout_s=way.timeout_s)
         else:
-            _publish_recorded(way, [_Given(message, way.records, wait_s, wait_s)])
+            _publish_recorded(way, [(message, way.records, wait_s, wait_s)])
         if way.runs_here or self._hooks.of["after_send"]:
             self._sent([(way, message, call, wait_s)])
         return self._handle(message)
@@ -336,7 +339,7 @@ class Sending:
         ]
         if not messages[0].is_claimed:
             records = [way.records for way in ways]
-            _publish_recorded(ways[0], [*map(_Given, messages, records, waits, lefts)])
+            _publish_recorded(ways[0], [*zip(messages, records, waits, lefts, strict=True)])
             return
         claims = cast("Store", self._bridge.store).claims  # also of tasks that are not recorded any more
         ways = [replace(way, claims=claims) for way in ways]
@@ -508,7 +511,7 @@ class Sending:
                 break
             taken: Iterable[int] = range(len(batch))
             try:
-                given = [_Given(message, way.records, wait_s, left) for (way, message, _, wait_s), left in batch]
+                given = [(message, way.records, wait_s, left) for (way, message, _, wait_s), left in batch]
                 _publish_recorded(batch[0][0][0], given)
             except BrokerUnavailable as exc:
                 cause = part = _of_batch(exc)
@@ -593,15 +596,6 @@ def _expires_at(expires: Duration | datetime, now: Callable[[], float]) -> float
     return now() + seconds(expires, name="expires")
 
 
-class _Given(NamedTuple):
-    """A message that is published or parked now; its record says that it has the whole delay, of which this is left."""
-
-    message: Message
-    records: Records | None
-    wait_s: float
-    left_s: float
-
-
 def _publish_recorded(way: _Way, given: Sequence[_Given]) -> None:
     """Publish messages, or park them if something is left of the first one's delay, each with its record if it has one.
 
@@ -613,21 +607,23 @@ def _publish_recorded(way: _Way, given: Sequence[_Given]) -> None:
         PartlyPublished: Of several messages, not all were published.
         BrokerUnavailable: The only message was not published, or no record could be made.
     """
-    messages, lefts = [each.message for each in given], [each.left_s for each in given]
-    keeper = next((each.records for each in given if each.records is not None), None)
+    messages, lefts = [message for message, _, _, _ in given], [left_s for _, _, _, left_s in given]
+    keeper = next((records for _, records, _, _ in given if records is not None), None)
     if keeper is None:
         hand_over(way.broker, messages, lefts, timeout_s=way.timeout_s)
         return
     if way.goes_along:
         broker = cast("RedisBroker", way.broker)
-        along = [None if each.records is None else each.records.creating(each.message, each.wait_s) for each in given]
+        along = [
+            None if records is None else records.creating(message, wait_s) for message, records, wait_s, _ in given
+        ]
         if lefts[0] > 0:
             broker.park([*zip(messages, lefts, strict=True)], along=along, timeout_s=way.timeout_s)
         else:
             broker.publish(messages, along=along, timeout_s=way.timeout_s)
         return
     deadline = monotonic() + way.timeout_s
-    recorded = [(each.message, each.wait_s) for each in given if each.records is not None]
+    recorded = [(message, wait_s) for message, records, wait_s, _ in given if records is not None]
     keeper.create(recorded, timeout_s=way.timeout_s)
     try:
         hand_over(way.broker, messages, lefts, timeout_s=max(0.001, deadline - monotonic()))

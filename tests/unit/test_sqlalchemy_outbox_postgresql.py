@@ -456,3 +456,24 @@ def test_a_plain_session_in_a_coroutine_is_used_in_its_own_thread(
 
     asyncio.run(work())
     assert held(engine, table) == [1]
+
+
+def test_a_coroutine_sends_in_its_own_current_session(
+    bridge: Bridge, sessions: sessionmaker[Session], engine: Engine, table: Table
+) -> None:
+    current = scoped_session(sessions)  # whose sessions belong to threads
+    SessionOutbox(bridge, engine, table, current=current)
+    note = bridge.named("note")
+
+    async def work() -> None:
+        await note.using(commit="outbox").asend(1)
+        await note.on_commit.asend(2)
+        await note.asend_many([note.using(commit="outbox").call(3)])
+        assert held(engine, table) == []
+        current.commit()
+
+    asyncio.run(work())
+    current.remove()
+    assert held(engine, table) == [1, 3]
+    bridge.run_until_idle()
+    assert sorted(ran) == [1, 2, 3]

@@ -43,8 +43,9 @@ _Publish: TypeAlias = Callable[[Sequence[Any]], object]
 _KEY: Final = "taskbridge"  # in `Session.info`
 _SKIPS_LOCKED: Final = ("postgresql", "mysql", "mariadb", "oracle")
 
-_loop: Final[ContextVar[asyncio.AbstractEventLoop | None]] = ContextVar("taskbridge_loop", default=None)
-"""That of the coroutine which sends, in the thread that acts for it: there alone its session may be used."""
+_Caller: TypeAlias = tuple[asyncio.AbstractEventLoop, "Session | AsyncSession | None"]
+_caller: Final[ContextVar[_Caller | None]] = ContextVar("taskbridge_caller", default=None)
+"""In a thread that acts for a coroutine: its event loop, where alone sessions may be used, and its current session."""
 
 
 def outbox_table(metadata: MetaData, *, name: str = "taskbridge_outboxentry", schema: str | None = None) -> Table:
@@ -67,10 +68,67 @@ def after_commit(session: AnySession) -> Commit:
     If the transaction, or the savepoint that is open at the send, is rolled back or closed, nothing is sent. If the
     broker is away at the commit, what was committed stays so, and `session.commit()` raises `SendError`.
     """
-    return Commit(("session",), _Sends(_current(session)))
+    return Commit(("session",), _InSession(_current(session)))
 
 
-class SessionOutbox:
+class _Sends:
+    """Makes sends a part of the transaction of a session; see `taskbridge.transactions.Sends`."""
+
+    def session(self) -> Session | AsyncSession | None:
+        raise NotImplementedError
+
+    def open_on(self, databases: Sequence[str]) -> Sequence[str]:
+        self._found()
+        return databases[:1]  # all mean the one transaction
+
+    def hold(self, database: str, held: Sequence[Any], publish: _Publish) -> None:
+        found = self._found()
+        session = found.sync_session if isinstance(found, AsyncSession) else found
+        waiting: _Waiting | None = session.info.get(_KEY)
+        if waiting is None:
+            waiting = session.info[_KEY] = _Waiting(session, is_async=session is not found)
+        waiting.add(session, held, publish)
+
+    def put_into(self, table: Table, namespace: str, texts: Sequence[str], then: Callable[[], object] | None) -> None:
+        session, caller, rows = self._found(), _caller.get(), [{"namespace": namespace, "text": text} for text in texts]
+        if caller is not None:
+            asyncio.run_coroutine_threadsafe(_execute(session, table.insert(), rows), caller[0]).result()
+        elif isinstance(session, AsyncSession):
+            raise TypeError("a send in the transaction of an AsyncSession is awaited: asend, not send")
+        else:
+            session.execute(table.insert(), rows)
+        if then is not None:
+            self.hold("", [None], lambda _: then())
+
+    async def aside(self, act: Callable[[], T]) -> T:
+        caller = asyncio.get_running_loop(), self.session()
+
+        def run() -> T:
+            _caller.set(caller)  # for this act alone: the thread has a context of its own
+            return act()
+
+        return await in_thread(run)
+
+    def _found(self) -> Session | AsyncSession:
+        if (session := self.session()) is None:
+            raise SettingsError("commit", "no session is named: using(commit=outbox.of(session)), say")
+        return session
+
+
+@dataclass(frozen=True, slots=True)
+class _InSession(_Sends):
+    named: Session | AsyncSession
+    outbox: SessionOutbox | None = None
+
+    def session(self) -> Session | AsyncSession:
+        return self.named
+
+    def put(self, texts: Sequence[str], then: Callable[[], object] | None) -> None:
+        outbox = cast("SessionOutbox", self.outbox)
+        self.put_into(outbox.table, outbox.namespace, texts, then)
+
+
+class SessionOutbox(_Sends):
     """The outbox in an application's database; it sets itself as `bridge.transactions`, and workers look into it.
 
     Args:
@@ -101,7 +159,7 @@ class SessionOutbox:
 
     def of(self, session: AnySession) -> Commit:
         """Return the `commit` that makes a send an INSERT in a session's transaction."""
-        return Commit(OUTBOX, _Sends(_current(session), self))
+        return Commit(OUTBOX, _InSession(_current(session), self))
 
     @property
     def namespace(self) -> str:
@@ -115,26 +173,16 @@ class SessionOutbox:
         """Itself."""
         return self
 
-    def _sends(self) -> _Sends:
+    def session(self) -> Session | AsyncSession | None:
+        """Return the current session; None if there is no telling."""
         if self._of_current is None:
-            raise SettingsError("commit", "no session is named: using(commit=outbox.of(session)), say")
-        return _Sends(self._of_current(), self)
-
-    def open_on(self, databases: Sequence[str]) -> Sequence[str]:
-        """Return one name: all mean the current session's transaction."""
-        return self._sends().open_on(databases)
-
-    def hold(self, database: str, held: Sequence[T], publish: Callable[[Sequence[T]], None]) -> None:
-        """Have `publish` called with what is held, when the current session's transaction is committed."""
-        self._sends().hold(database, held, publish)
+            return None
+        caller = _caller.get()
+        return self._of_current() if caller is None else caller[1]
 
     def put(self, texts: Sequence[str], then: Callable[[], object] | None) -> None:
         """Insert entries in the current session's transaction; call `then` when they are committed."""
-        self._sends().put(texts, then)
-
-    async def aside(self, act: Callable[[], T]) -> T:
-        """Return what an act returns, done in a thread from which sessions are used on this event loop."""
-        return await _aside(act)
+        self.put_into(self.table, self.namespace, texts, then)
 
     # For workers
 
@@ -176,39 +224,6 @@ class SessionOutbox:
             remedy = "; if the table is missing, make it by metadata.create_all or a migration"
             named = remedy if self.table.name in problem else ""
             raise BrokerUnavailable(f"the outbox {self.table.fullname!r}: {problem}{named}") from exc
-
-
-@dataclass(frozen=True, slots=True)
-class _Sends:
-    """Makes sends a part of one session's transaction; see `taskbridge.transactions.Sends`."""
-
-    session: Session | AsyncSession
-    outbox: SessionOutbox | None = None
-
-    def open_on(self, databases: Sequence[str]) -> Sequence[str]:
-        return databases[:1]
-
-    def hold(self, database: str, held: Sequence[Any], publish: _Publish) -> None:
-        session = self.session.sync_session if isinstance(self.session, AsyncSession) else self.session
-        waiting: _Waiting | None = session.info.get(_KEY)
-        if waiting is None:
-            waiting = session.info[_KEY] = _Waiting(session, is_async=session is not self.session)
-        waiting.add(session, held, publish)
-
-    def put(self, texts: Sequence[str], then: Callable[[], object] | None) -> None:
-        outbox, loop, session = cast("SessionOutbox", self.outbox), _loop.get(), self.session
-        rows = [{"namespace": outbox.namespace, "text": text} for text in texts]
-        if loop is not None:
-            asyncio.run_coroutine_threadsafe(_execute(session, outbox.table.insert(), rows), loop).result()
-        elif isinstance(session, AsyncSession):
-            raise TypeError("a send in the transaction of an AsyncSession is awaited: asend, not send")
-        else:
-            session.execute(outbox.table.insert(), rows)
-        if then is not None:
-            self.hold("", [None], lambda _: then())
-
-    async def aside(self, act: Callable[[], T]) -> T:
-        return await _aside(act)
 
 
 class _Waiting:
@@ -254,16 +269,6 @@ class _Waiting:
 
 def _current(session: AnySession) -> Session | AsyncSession:
     return session() if isinstance(session, (scoped_session, async_scoped_session)) else session
-
-
-async def _aside(act: Callable[[], T]) -> T:
-    loop = asyncio.get_running_loop()
-
-    def run() -> T:
-        _loop.set(loop)  # for this act alone: the thread has a context of its own
-        return act()
-
-    return await in_thread(run)
 
 
 async def _execute(session: Session | AsyncSession, *what: Any) -> None:
