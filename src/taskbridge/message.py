@@ -150,6 +150,11 @@ class Message:
         return f"{self.life}:{self.attempt}"
 
     @property
+    def is_claimed(self) -> bool:
+        """Whether it has a unique key or a chosen id, which is claimed in the store before it is published."""
+        return bool(self.unique or self.digest)
+
+    @property
     def size(self) -> int:
         """The bytes that the application decides about: arguments and headers, encoded (rule S6)."""
         size = len(self.args_json) + len(self.kwargs_json)

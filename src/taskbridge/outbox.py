@@ -13,13 +13,13 @@ store as it is relayed, and again if it is relayed twice, which changes nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
 from taskbridge.background import Background
-from taskbridge.brokers.base import Buried, Taken, unpublished
+from taskbridge.brokers.base import Buried, Taken, hand_over, unpublished
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NewerFormError, PartlyPublished
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message
@@ -47,6 +47,9 @@ _IN_USE_S: Final = 3600.0
 """For how long an application's outbox counts as in use after something was found there; else it is looked into seldom,
 for a look takes a connection."""
 
+_STORES: Final = "the store's"
+_APPLICATIONS: Final = "the application's"
+
 _TOGETHER: Final = 100
 _LEASE_S: Final = 6.0  # how long an entry is left to the worker that was told of it, and how soon it is tried again
 
@@ -71,17 +74,13 @@ class Outbox(Protocol):
 
 
 class ApplicationOutbox(Outbox, Protocol):
-    """An outbox in an application's own database, to be written in the application's own transactions.
+    """An outbox in an application's own database, written in the application's own transactions (`Transactions.put`).
 
     Attributes:
         may_hold: Whether something may be there, as far as this process knows.
     """
 
     may_hold: bool
-
-    def put(self, texts: Sequence[str], then: Callable[[], object] | None) -> None:
-        """Put entries there, in the caller's transaction if one is open; call `then` when they are committed."""
-        ...
 
     def leave(self) -> None:
         """Close the connections of the calling thread, which does not look again soon."""
@@ -109,7 +108,7 @@ class Relay(Background):
         self._left: dict[Outbox, set[str]] = {}
         self._has_found = False
         self._is_busy = False
-        self._is_application_away = False
+        self._away_since: dict[str, float] = {}  # what waits for broker, store or database: its last try, monotonic
         self._in_use_until = 0.0  # the application's, monotonic
         self._next_look = 0.0  # into it, monotonic
 
@@ -122,7 +121,7 @@ class Relay(Background):
     def _application(self) -> ApplicationOutbox | None:
         """The application's outbox, if something may be in it."""
         transactions, settings = self._host.transactions, self._host.settings
-        if transactions is None:
+        if transactions is None or self._outbox is None:
             return None
         if settings.url.broker != "memory" or settings.commit == OUTBOX or transactions.outbox.may_hold:
             return transactions.outbox
@@ -133,32 +132,51 @@ class Relay(Background):
         return self._host.settings.send_timeout_s
 
     def run(self, stop: threading.Event) -> None:
-        """Publish what is due until `stop` is set; outages are waited out."""
-        is_away = False
+        """Publish what is due until `stop` is set; outages are waited out.
+
+        The application's outbox has a thread of its own, for its database may hang, and holds nothing else back.
+        """
+        if self._host.transactions is not None:
+            beside, name = partial(self._look_aside, stop), f"{self._name}-application"
+            threading.Thread(target=beside, name=name, daemon=True).start()
         while not stop.is_set() and self._outbox is not None:
-            has_more = False
-            try:
-                has_more, is_away = self.step(), False
-            except BrokerUnavailable as exc:
-                if not is_away:
-                    _log.warning("what is in the outbox waits until broker and store are back: %s", exc.problem)
-                is_away = True
-            except Exception:
-                _log.exception("looking into the outbox failed, going on")
-            if not has_more:
+            if not self._looked(self.step_store, _STORES):
                 stop.wait(self._pause_s())
-        if self._application is not None:
-            self._application.leave()
+
+    def _look_aside(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            if not self._looked(self._step_application, _APPLICATIONS):
+                stop.wait(_BUSY_S if self._is_busy else _LOOK_S)
+        if (transactions := self._host.transactions) is not None:
+            transactions.outbox.leave()
+
+    def _looked(self, step: Callable[[], int], outbox: str) -> bool:
+        """Return whether there may be more in an outbox; a failure is logged once, until it is over."""
+        away = self._away_since
+        try:
+            found = step()
+            # What could not be published is due again after its lease; perhaps others have published it.
+            if outbox in away and (found or monotonic() > away[outbox] + 2 * _LEASE_S):
+                self._host.broker.ping(timeout_s=self._timeout_s)
+                del away[outbox]
+                _log.info("what is in %s outbox is published again", outbox)
+            return found == _TOGETHER
+        except Exception as exc:
+            if outbox not in away:
+                is_foreseen = isinstance(exc, BrokerUnavailable)
+                _log.warning(
+                    "what is in %s outbox waits: %s", outbox, getattr(exc, "problem", exc), exc_info=not is_foreseen
+                )
+            away[outbox] = monotonic()
+            return False
 
     def _pause_s(self) -> float:
-        """Return how long it is until the next look.
+        """Return how long it is until the next look into the store's.
 
         Where a record is in its message's database, a store's outbox holds what follows another message, and what is
         replayed.
         """
-        if self._is_busy:
-            return _BUSY_S
-        if self._has_found or self._is_in_use() or not self._host.settings.goes_along:
+        if self._has_found or not self._host.settings.goes_along:
             return _LOOK_S
         return _LOOK_S if any(each.unique for each in self._host.declarations()) else _SELDOM_S
 
@@ -170,55 +188,64 @@ class Relay(Background):
         return self._host.settings.commit == OUTBOX or application.may_hold or monotonic() < self._in_use_until
 
     def step(self) -> bool:
-        """Publish what is due, up to 100 entries of each outbox, and return whether there may be more.
+        """Look into both outboxes here and now, publish what is due, and return whether there may be more.
 
-        If broker or store are away, that raises `BrokerUnavailable`, and what is not published is due again soon. A
-        failure of the application's database is logged once, and keeps back nothing else.
+        If broker or store are away, that raises `BrokerUnavailable`. A failure of the application's database is logged,
+        and keeps back nothing else.
         """
-        outbox, application = self._outbox, self._application
-        if outbox is None:
-            return False
-        has_more = self._step(outbox, is_store=True)
-        self._is_busy = False
-        if application is None or (monotonic() < self._next_look and not self._is_in_use()):
-            return has_more
-        try:
-            has_more = self._step(application, is_store=False) or has_more
-            self._is_application_away = False
-        except Exception as exc:
-            if not self._is_application_away:
-                is_foreseen = isinstance(exc, BrokerUnavailable)
-                _log.warning("what is in the application's outbox waits: %s", exc, exc_info=not is_foreseen)
-            self._is_application_away = True
-        if not self._is_in_use():
-            self._next_look = monotonic() + _SELDOM_S
-            application.leave()
-        return has_more
+        found = self.step_store()
+        return self._looked(self._step_application, _APPLICATIONS) or found == _TOGETHER
 
-    def _step(self, outbox: Outbox, *, is_store: bool) -> bool:
-        found = outbox.due_entries(most=_TOGETHER, lease_s=_LEASE_S, timeout_s=self._timeout_s)
-        has_more = len(found) == _TOGETHER
-        read = {key: self._read(outbox, key, text, is_store=is_store) for key, text in found}
-        if is_store:
-            self._has_found = bool(found)
-            ready = [each for each in read.values() if each is not None and self._is_ready(outbox, each)]
-            self.publish(ready, timeout_s=self._timeout_s)
-        else:
-            self._is_busy = bool(found)
-            if found:
-                self._in_use_until = monotonic() + _IN_USE_S
+    def step_store(self) -> int:
+        """Publish what is due in the store's outbox, up to 100 entries, and return how many there were.
+
+        If broker or store are away, that raises `BrokerUnavailable`, and what is not published is due again soon.
+        """
+        outbox = self._outbox
+        if outbox is None:
+            return 0
+        read = self._due(outbox, is_store=True)
+        self._has_found = bool(read)
+        ready = [each for each in read.values() if each is not None and self._is_ready(outbox, each)]
+        self.publish(ready, timeout_s=self._timeout_s)
+        self._hand_on(outbox, read)
+        return len(read)
+
+    def _step_application(self) -> int:
+        self._is_busy = False
+        application = self._application
+        if application is None or (monotonic() < self._next_look and not self._is_in_use()):
+            return 0
+        read: Mapping[str, Held | None] = {}
+        try:
+            read = self._due(application, is_store=False)
             known = [(key, each) for key, each in read.items() if each is not None]
-            for has_key in (False, True):
-                part = [(key, each) for key, each in known if each.has_key is has_key]
-                self._publish(outbox, part, partial(self._send, timeout_s=self._timeout_s))
-        if has_more:  # so many, handed on, would keep back what is put there after them
-            return True
+            for is_claimed in (False, True):
+                part = [(key, each) for key, each in known if each.message.is_claimed is is_claimed]
+                self._publish(application, part, partial(self._send, timeout_s=self._timeout_s))
+            self._hand_on(application, read)
+        finally:
+            self._is_busy = bool(read)
+            if read:
+                self._in_use_until = monotonic() + _IN_USE_S
+            if not self._is_in_use():
+                self._next_look = monotonic() + _SELDOM_S
+                application.leave()
+        return len(read)
+
+    def _due(self, outbox: Outbox, *, is_store: bool) -> Mapping[str, Held | None]:
+        found = outbox.due_entries(most=_TOGETHER, lease_s=_LEASE_S, timeout_s=self._timeout_s)
+        return {key: self._read(outbox, key, text, is_store=is_store) for key, text in found}
+
+    def _hand_on(self, outbox: Outbox, read: Mapping[str, Held | None]) -> None:
+        """Leave to other workers what can't be published here, unless there may be more behind it."""
+        if len(read) == _TOGETHER:  # so many, handed on, would keep back what is put there after them
+            return
         left = {key for key, each in read.items() if each is None}
         others = left - self._left.get(outbox, set())  # once in a while: perhaps nobody knows them
         self._left[outbox] = left
         if others:
             outbox.hand_on_entries(others, timeout_s=self._timeout_s)
-        return False
 
     def publish(self, held: Sequence[Held], *, timeout_s: float) -> None:
         """Publish what the store's outbox holds, and remove it; `PartlyPublished` if not all: the others stay there."""
@@ -231,13 +258,8 @@ class Relay(Background):
         if lives:
             self._host.broker.take_dead(decide, ids=list(lives), timeout_s=timeout_s)
         if (outbox := self._outbox) is not None:
-            self._publish(outbox, [(each.key, each) for each in held], partial(self._hand_over, timeout_s))
-
-    def _hand_over(self, timeout_s: float, messages: Sequence[Message], waits: Sequence[float]) -> None:
-        if waits[0] > 0:
-            self._host.broker.park([*zip(messages, waits, strict=True)], timeout_s=timeout_s)
-        else:
-            self._host.broker.publish(messages, timeout_s=timeout_s)
+            give = partial(hand_over, self._host.broker, timeout_s=timeout_s)
+            self._publish(outbox, [(each.key, each) for each in held], give)
 
     def _publish(self, outbox: Outbox, held: Sequence[tuple[str, Held]], give: Give) -> None:
         now, accepted = self._host.now(), set[int]()

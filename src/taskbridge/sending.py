@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from taskbridge.background import in_thread
+from taskbridge.brokers.base import hand_over
 from taskbridge.durations import Duration, When, delay_s, seconds, timestamp
 from taskbridge.exceptions import (
     BrokerUnavailable,
@@ -38,11 +39,10 @@ if TYPE_CHECKING:
     from taskbridge.brokers.base import Broker
     from taskbridge.brokers.redis import RedisBroker
     from taskbridge.declaration import Declaration
-    from taskbridge.outbox import ApplicationOutbox
     from taskbridge.stores.base import Store
     from taskbridge.stores.claims import Claims, Intent, Outcome
     from taskbridge.stores.records import Records, Status
-    from taskbridge.transactions import Transactions
+    from taskbridge.transactions import Committing, Sends
     from taskbridge.unique import Unique
 
 T = TypeVar("T")
@@ -98,6 +98,9 @@ def check_priority(bridge: Bridge, task: str, queue: str, priority: Priority) ->
 
 _Made = tuple[_Way, Message, "Call[Any]", float]
 """A message that is to be sent, how, the call that it is of, and its delay in seconds."""
+
+_Given = tuple[Message, "Records | None", float, float]
+"""A message that is sent now, who records it, its delay in seconds, and what is left of that."""
 
 
 @dataclass(slots=True)
@@ -184,12 +187,11 @@ class Sending:
         """Do as `send_call` without blocking the event loop."""
         return await self._aside(lambda: self.send_call(call, when=when), call.options.commit)
 
-    async def _aside(self, act: Callable[[], T], commit: tuple[str, ...] | EllipsisType | None) -> T:
+    async def _aside(self, act: Callable[[], T], commit: Committing) -> T:
         """Do what sends in a thread: in that of the caller's transactions, if it may wait for one."""
-        transactions = self._bridge.transactions
-        if transactions is None or (self._bridge.settings.commit if commit is ... else commit) is None:
-            return await in_thread(act)
-        return await transactions.aside(act)
+        commit = self._bridge.settings.commit if commit is ... else commit
+        sends = self._bridge.transactions if commit is None or isinstance(commit, tuple) else commit.sends
+        return await (in_thread(act) if commit is None or sends is None else sends.aside(act))
 
     def send_tick(self, call: Call[Any], *, id: str, headers: dict[str, str]) -> None:
         """Send the message of a schedule's tick.
@@ -253,20 +255,20 @@ class Sending:
         return self._send_one(way, message, call, wait_s)
 
     def _send_one(self, way: _Way, message: Message, call: Call[Any], wait_s: float) -> Handle[Any]:
-        if message.unique or message.digest:
+        if message.is_claimed:
             return self._send_keyed((way, message, call, _debounced_s(way, wait_s)))
         self._checked(way, message, call, wait_s)
         if way.records is None:
-            _publish(way.broker, [message], [wait_s], way.timeout_s)
+            hand_over(way.broker, [message], [wait_s], timeout_s=way.timeout_s)
         else:
-            _publish_recorded(way, [message], [way.records], [wait_s], [wait_s])
+            _publish_recorded(way, [(message, way.records, wait_s, wait_s)])
         if way.runs_here or self._hooks.of["after_send"]:
             self._sent([(way, message, call, wait_s)])
         return self._handle(message)
 
     # What waits for a transaction, or is put into the application's outbox
 
-    def _holding(self, commit: tuple[str, ...] | EllipsisType | None) -> Callable[[Sequence[_Made]], None] | None:
+    def _holding(self, commit: Committing) -> Callable[[Sequence[_Made]], None] | None:
         """Return what keeps messages that are checked until they may be published; None if they are sent at once.
 
         Raises `UnsupportedError` if the bridge knows no transactions, or has no store for what an outbox publishes.
@@ -278,25 +280,29 @@ class Sending:
             return None
         from taskbridge.transactions import OUTBOX  # here, for few applications have transactions
 
-        is_for_outbox = commit == OUTBOX
+        names, sends = (commit, bridge.transactions) if isinstance(commit, tuple) else (commit.names, commit.sends)
+        is_for_outbox = names == OUTBOX
         if is_for_outbox and self._diverted is not None:
             return None
-        target, transactions = bridge.settings.url.target, bridge.transactions
-        if transactions is None:
-            remedy = "this bridge knows no transactions: taskbridge.django in INSTALLED_APPS sets default_bridge()'s"
-            raise UnsupportedError(f"commit={', '.join(commit)}", target, f"{remedy}; else leave commit out")
+        target = bridge.settings.url.target
+        if sends is None:
+            remedy = (
+                "this bridge knows no transactions: taskbridge.django in INSTALLED_APPS sets default_bridge()'s, and "
+                "taskbridge.integrations.sqlalchemy names a session's"
+            )
+            raise UnsupportedError(f"commit={', '.join(names)}", target, f"{remedy}; else leave commit out")
         if is_for_outbox:
             if bridge.store is None:
                 remedy = "an outbox may publish twice, and only a store tells: set one"
                 raise UnsupportedError("OB1", target, f"{remedy} (TASKBRIDGE_STORE=redis://localhost:6379/0, say)")
-            return partial(self._put, transactions.outbox)
-        databases = transactions.open_on(commit)
-        return partial(self._hold, transactions, databases) if databases else None
+            return partial(self._put, sends)
+        databases = sends.open_on(names)
+        return partial(self._hold, sends, databases) if databases else None
 
-    def _hold(self, transactions: Transactions, databases: Sequence[str], made: Sequence[_Made]) -> None:
+    def _hold(self, sends: Sends, databases: Sequence[str], made: Sequence[_Made]) -> None:
         pending = [_Pending(each, len(databases)) for each in made]
         for database in databases:
-            transactions.hold(database, pending, self._committed)
+            sends.hold(database, pending, self._committed)
 
     def _committed(self, pending: Sequence[_Pending]) -> None:
         """Publish what has waited for a transaction that is committed, and waits for no other; `SendError` if not all.
@@ -309,12 +315,12 @@ class Sending:
         if made:
             self._give(made, is_late=True)
 
-    def _put(self, outbox: ApplicationOutbox, made: Sequence[_Made]) -> None:
+    def _put(self, sends: Sends, made: Sequence[_Made]) -> None:
         from taskbridge.stores.entries import held  # here, for few applications have an outbox
 
         way = made[0][0]
         texts = [held(message, wait_s).dumps() for _, message, _, wait_s in made]
-        outbox.put(texts, self._bridge.work_is_there if way.runs_here else None)
+        sends.put(texts, self._bridge.work_is_there if way.runs_here else None)
         self._call_after_send(made)
 
     def relay(self, messages: Sequence[Message], lefts: Sequence[float], *, timeout_s: float) -> None:
@@ -331,8 +337,9 @@ class Sending:
         waits = [
             now + left_s - each.enqueued_at if left_s > 0 else 0.0 for each, left_s in zip(messages, lefts, strict=True)
         ]
-        if not messages[0].unique and not messages[0].digest:
-            _publish_recorded(ways[0], messages, [way.records for way in ways], waits, lefts)
+        if not messages[0].is_claimed:
+            records = [way.records for way in ways]
+            _publish_recorded(ways[0], [*zip(messages, records, waits, lefts, strict=True)])
             return
         claims = cast("Store", self._bridge.store).claims  # also of tasks that are not recorded any more
         ways = [replace(way, claims=claims) for way in ways]
@@ -440,9 +447,7 @@ class Sending:
             return Handle(id=holder.id, task=holder.task, queue=holder.queue, is_new=False, bridge=self._bridge)
         return Handle(id=message.id, task=message.task, queue=message.queue, bridge=self._bridge)
 
-    def send_many(
-        self, calls: Iterable[Call[R]], *, commit: tuple[str, ...] | EllipsisType | None = ...
-    ) -> list[Handle[R]]:
+    def send_many(self, calls: Iterable[Call[R]], *, commit: Committing = ...) -> list[Handle[R]]:
         """Send any number of calls of any tasks in pipelined batches; see `Bridge.send_many`.
 
         `commit` is for those calls that say nothing of it. What waits for a transaction then is no part of a
@@ -468,9 +473,7 @@ class Sending:
             for made, is_held in zip(drawn, are_held, strict=True)
         ]
 
-    async def asend_many(
-        self, calls: Iterable[Call[R]], *, commit: tuple[str, ...] | EllipsisType | None = ...
-    ) -> list[Handle[R]]:
+    async def asend_many(self, calls: Iterable[Call[R]], *, commit: Committing = ...) -> list[Handle[R]]:
         """Do as `send_many` without blocking the event loop."""
         # Any of the calls may wait for a transaction: they are drawn in the thread, for that may take long.
         return await self._aside(lambda: self.send_many(calls, commit=commit), ())
@@ -492,8 +495,8 @@ class Sending:
         it is late, for the sender has gone on.
         """
         left_s = _left_s if is_late else _whole_s
-        made = [each for each in drawn if not each[1].unique and not each[1].digest]
-        keyed = [each for each in drawn if each[1].unique or each[1].digest]
+        made = [each for each in drawn if not each[1].is_claimed]
+        keyed = [each for each in drawn if each[1].is_claimed]
         outcomes, error = self._claim_many(keyed, left_s)
         conflicts = {index: _conflict(*keyed[index][:2], each) for index, each in sorted(outcomes.items())}
         cause: TaskBridgeError | None = error
@@ -506,16 +509,15 @@ class Sending:
         for batch in _batches([(each, left_s(each)) for each in made]):
             if isinstance(cause, BrokerUnavailable):
                 break
-            of_batch, lefts = zip(*batch, strict=True)
-            ways, messages, _, waits = zip(*of_batch, strict=True)
-            taken: Iterable[int] = range(len(messages))
+            taken: Iterable[int] = range(len(batch))
             try:
-                _publish_recorded(ways[0], messages, [way.records for way in ways], waits, lefts)
+                given = [(message, way.records, wait_s, left) for (way, message, _, wait_s), left in batch]
+                _publish_recorded(batch[0][0][0], given)
             except BrokerUnavailable as exc:
                 cause = part = _of_batch(exc)
                 taken, maybe_taken = sorted(part.accepted), bool(part.unsure)
-            sent |= {messages[index].id for index in taken}
-            self._sent([of_batch[index] for index in taken])
+            sent |= {batch[index][0][1].id for index in taken}
+            self._sent([batch[index][0] for index in taken])
         if cause is not None:
             ids = [message.id for _, message, _, _ in drawn]
             skipped = {keyed[index][1].id for index, conflict in conflicts.items() if conflict is None}
@@ -527,7 +529,7 @@ class Sending:
                 maybe_taken=maybe_taken,
             ) from cause
         holders = (outcomes[index].holder for index in range(len(keyed)))
-        return [next(holders) if each.unique or each.digest else None for _, each, _, _ in drawn]
+        return [next(holders) if each.is_claimed else None for _, each, _, _ in drawn]
 
 
 def _debounced_s(way: _Way, wait_s: float) -> float:
@@ -594,20 +596,7 @@ def _expires_at(expires: Duration | datetime, now: Callable[[], float]) -> float
     return now() + seconds(expires, name="expires")
 
 
-def _publish(broker: Broker, messages: Sequence[Message], waits: Sequence[float], timeout_s: float) -> None:
-    if waits[0] > 0:
-        broker.park([*zip(messages, waits, strict=True)], timeout_s=timeout_s)
-    else:
-        broker.publish(messages, timeout_s=timeout_s)
-
-
-def _publish_recorded(
-    way: _Way,
-    messages: Sequence[Message],
-    records: Sequence[Records | None],
-    waits: Sequence[float],
-    lefts: Sequence[float],
-) -> None:
+def _publish_recorded(way: _Way, given: Sequence[_Given]) -> None:
     """Publish messages, or park them if something is left of the first one's delay, each with its record if it has one.
 
     A broker in Redis whose database the records share takes both in one transaction. Otherwise the records are made
@@ -618,14 +607,16 @@ def _publish_recorded(
         PartlyPublished: Of several messages, not all were published.
         BrokerUnavailable: The only message was not published, or no record could be made.
     """
-    keeper = next((each for each in records if each is not None), None)
+    messages, lefts = [message for message, _, _, _ in given], [left_s for _, _, _, left_s in given]
+    keeper = next((records for _, records, _, _ in given if records is not None), None)
     if keeper is None:
-        _publish(way.broker, messages, lefts, way.timeout_s)
+        hand_over(way.broker, messages, lefts, timeout_s=way.timeout_s)
         return
-    given = list(zip(messages, waits, records, strict=True))
     if way.goes_along:
         broker = cast("RedisBroker", way.broker)
-        along = [None if each is None else each.creating(message, wait_s) for message, wait_s, each in given]
+        along = [
+            None if records is None else records.creating(message, wait_s) for message, records, wait_s, _ in given
+        ]
         if lefts[0] > 0:
             broker.park([*zip(messages, lefts, strict=True)], along=along, timeout_s=way.timeout_s)
         else:
@@ -633,10 +624,10 @@ def _publish_recorded(
         keeper.list_sent([(message, wait_s) for message, wait_s, each in given if each is not None])
         return
     deadline = monotonic() + way.timeout_s
-    recorded = [(message, wait_s) for message, wait_s, each in given if each is not None]
+    recorded = [(message, wait_s) for message, records, wait_s, _ in given if records is not None]
     keeper.create(recorded, timeout_s=way.timeout_s)
     try:
-        _publish(way.broker, messages, lefts, max(0.001, deadline - monotonic()))
+        hand_over(way.broker, messages, lefts, timeout_s=max(0.001, deadline - monotonic()))
     except BrokerUnavailable as exc:
         cause = _of_batch(exc)
         kept = cause.accepted | cause.unsure

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # only here, for it takes 5 ms to import
 
     from taskbridge.sending import Sending
+    from taskbridge.transactions import Commit, Committing
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,7 +40,7 @@ class SendOptions:
     expires: Duration | datetime | None = None
     headers: Mapping[str, Header] = field(default_factory=dict[str, Any])
     id: str | None = None
-    commit: tuple[str, ...] | EllipsisType | None = ...
+    commit: Committing = ...
 
     def __post_init__(self) -> None:
         """Check what is given; raises as `Sendable.using`."""
@@ -123,7 +124,7 @@ class Sendable(Generic[P, R]):
         expires: Duration | datetime | None = None,
         headers: Mapping[str, Header] | None = None,
         id: str | None = None,
-        commit: str | Sequence[str] | EllipsisType | None = ...,
+        commit: str | Sequence[str] | Commit | EllipsisType | None = ...,
     ) -> Self:
         """Return the same task with options for what is sent through it; None leaves an option as it was.
 
@@ -135,8 +136,8 @@ class Sendable(Generic[P, R]):
             id: The message's id, of the caller's choice, such as `invoice-42`: as long as a message of this id has a
                 record, the same call is not sent again, and another one is an `IdempotencyConflict` (rule U6).
             commit: The database whose transaction is to be committed before it is sent, if one is open, or several; or
-                `outbox`, to put it into the application's own database. None sends at once, and `...` leaves it as it
-                was.
+                `outbox`, to put it into the application's own database; or a session's transaction, by
+                `taskbridge.integrations.sqlalchemy`. None sends at once, and `...` leaves it as it was.
 
         Raises:
             ValueError: A naive datetime, a wrong priority, queue name, duration, id or commit.
@@ -145,9 +146,9 @@ class Sendable(Generic[P, R]):
         now = self._options
         its_commit = now.commit
         if commit is not ...:
-            from taskbridge.transactions import checked_commit  # here, for few applications have transactions
+            from taskbridge.transactions import Commit, checked_commit  # here, for few applications have transactions
 
-            its_commit = checked_commit(commit)
+            its_commit = commit if isinstance(commit, Commit) else checked_commit(commit)
         options = SendOptions(
             queue=now.queue if queue is None else queue,
             priority=now.priority if priority is None else priority,

@@ -1,14 +1,18 @@
 """After commit: what an application says of its transactions, so that a send can be a part of one.
 
-The library knows no database of an application. `taskbridge.django` gives the default bridge what knows Django's.
+The library knows no database of an application. `taskbridge.django` gives the default bridge what knows Django's, and
+`taskbridge.integrations.sqlalchemy` makes what knows a session's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, cast
 
 if TYPE_CHECKING:
+    from types import EllipsisType
+
     from taskbridge.outbox import ApplicationOutbox
 
 T = TypeVar("T")
@@ -17,13 +21,8 @@ OUTBOX: Final = ("outbox",)
 """The `commit` of what is put in the application's outbox, as `checked_commit` returns it."""
 
 
-class Transactions(Protocol):
-    """What knows an application's transactions; it is set as `Bridge.transactions`. Threads share it."""
-
-    @property
-    def outbox(self) -> ApplicationOutbox:
-        """The application's outbox."""
-        ...
+class Sends(Protocol):
+    """What makes sends a part of transactions."""
 
     def open_on(self, databases: Sequence[str]) -> Sequence[str]:
         """Return those databases on which this thread has an open transaction; raises `SettingsError` for a wrong name.
@@ -40,9 +39,39 @@ class Transactions(Protocol):
         """
         ...
 
-    async def aside(self, act: Callable[[], T]) -> T:
-        """Return what an act returns, done in the thread where the caller's transactions are."""
+    def put(self, texts: Sequence[str], then: Callable[[], object] | None) -> None:
+        """Put entries into the outbox, in the transaction that is open; call `then` when they are committed."""
         ...
+
+    async def aside(self, act: Callable[[], T]) -> T:
+        """Return what an act returns, done where it can use the caller's transactions, and blocks no event loop."""
+        ...
+
+
+class Transactions(Sends, Protocol):
+    """What knows an application's transactions; it is set as `Bridge.transactions`. Threads share it."""
+
+    @property
+    def outbox(self) -> ApplicationOutbox:
+        """The application's outbox, for workers."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A `commit` that itself says whose transaction it means, such as that of a session.
+
+    Attributes:
+        names: `OUTBOX`, or the transactions to wait for.
+        sends: What makes sends a part of them; equal ones are of the same transactions.
+    """
+
+    names: tuple[str, ...]
+    sends: Sends
+
+
+Committing: TypeAlias = "tuple[str, ...] | Commit | EllipsisType | None"
+"""What `commit` is once it is checked; `...` leaves it to the settings, and None sends at once."""
 
 
 def checked_commit(value: Any) -> tuple[str, ...] | None:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from tests.django.project import Project
 from tests.private_postgresql import PrivatePostgreSQL
@@ -30,7 +30,12 @@ PAIRS: Final = ("celery+redis", "dramatiq+redis", "celery+amqp", "dramatiq+amqp"
 class Post(Project):
     """The project with tasks that note their runs in a file."""
 
+    sender: ClassVar[str] = "tests.django.sender"
     notes: Path
+
+    def prepare(self) -> None:
+        """Make the tables."""
+        self.manage("migrate", "--run-syncdb", "--verbosity", "0")
 
     def is_idle(self) -> bool:
         """Return whether nothing is in the outbox, waits or is parked."""
@@ -45,23 +50,23 @@ class Post(Project):
         return self._workers[-1].pid
 
     def send(self, *words: str, kills: int = 0, twice: int = 0, first: int = 0) -> str:
-        """Run `tests.django.sender`, and return what it prints."""
-        more = () if len(words) > 1 or words == ("left",) else (str(kills), str(twice), str(first))
-        done = self.run(sys.executable, "-m", "tests.django.sender", *words, *more)
+        """Run the sender, and return what it prints."""
+        more = (str(kills), str(twice), str(first)) if kills else ()
+        done = self.run(sys.executable, "-m", self.sender, *words, *more)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 
 
 @contextmanager
-def project_on(folder: Path, url: str, database: str, store: str) -> Generator[Post]:
+def project_on(folder: Path, url: str, database: str, store: str, kind: type[Post] = Post) -> Generator[Post]:
     """Have the project on a broker, a database and a store, with its tables."""
     notes = folder / "notes"
     notes.touch()
     settings = {"TASKBRIDGE_STORE": store, "TASKBRIDGE_QUEUES": "idle", "TASKBRIDGE_COMMIT": "outbox"}
-    site = Post(folder, url, database=database, SITE_NOTES=str(notes), **settings)
+    site = kind(folder, url, database=database, SITE_NOTES=str(notes), **settings)
     site.notes = notes
     try:
-        site.manage("migrate", "--run-syncdb", "--verbosity", "0")
+        site.prepare()
         yield site
     finally:
         site.close()
@@ -77,9 +82,9 @@ def starts(notes: Path) -> dict[int, float]:
     return {int(number): float(at) for number, at in (line.split() for line in notes.read_text().splitlines())}
 
 
-def _account(pair: str, url: str, database: str, store: str) -> None:
+def _account(pair: str, url: str, database: str, store: str, kind: type[Post]) -> None:
     for mode in ("outbox", "default"):
-        with tempfile.TemporaryDirectory() as folder, project_on(Path(folder), url, database, store) as site:
+        with tempfile.TemporaryDirectory() as folder, project_on(Path(folder), url, database, store, kind) as site:
             site.worker("--processes", "2", "--threads", "2")
             for first in range(0, KILLS, PORTION):
                 relaying = site.relaying()
@@ -92,8 +97,8 @@ def _account(pair: str, url: str, database: str, store: str) -> None:
             print(f"{pair}: commit={mode!r}: {KILLS} kills, lost {KILLS - len(ran)}, run twice {twice}", flush=True)
 
 
-def _lag(pair: str, url: str, database: str, store: str, count: int) -> None:
-    with tempfile.TemporaryDirectory() as folder, project_on(Path(folder), url, database, store) as site:
+def _lag(pair: str, url: str, database: str, store: str, kind: type[Post], count: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, project_on(Path(folder), url, database, store, kind) as site:
         site.worker("--processes", "2", "--threads", "4")
         committed = dict(line.split() for line in site.send("pace", "outbox", str(count), str(RATE)).splitlines())
         site.until(lambda: len(starts(site.notes)) == count, "the runs")
@@ -102,14 +107,14 @@ def _lag(pair: str, url: str, database: str, store: str, count: int) -> None:
         print(f"{pair}: {count} messages at {RATE} a second: {shown}, at most {lags[-1]:.3f} s", flush=True)
 
 
-def main(pairs: list[str]) -> None:
+def main(pairs: list[str], kind: type[Post] = Post) -> None:
     """Print the account of some pairs, all if none is named."""
     with PrivatePostgreSQL() as postgresql, PrivateRedis() as redis, PrivateRabbitMQ() as rabbitmq:
         for pair in pairs or PAIRS:
             engine, _, broker = pair.partition("+")
             url = f"{engine}+{redis.url if broker == 'redis' else rabbitmq.url}"
-            _account(pair, url, postgresql.url, redis.url)
-            _lag(pair, url, postgresql.url, redis.url, 10 * RATE)
+            _account(pair, url, postgresql.url, redis.url, kind)
+            _lag(pair, url, postgresql.url, redis.url, kind, 10 * RATE)
 
 
 if __name__ == "__main__":

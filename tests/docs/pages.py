@@ -30,8 +30,9 @@ NEEDS: Final = {
     "docs/coming-from-celery.md": "celery",
     "docs/coming-from-dramatiq.md": "dramatiq",
     "docs/guide/django-commit.md": "django",
+    "docs/guide/sqlalchemy-commit.md": "fastapi",
 }
-"""Pages whose blocks import an engine."""
+"""Pages whose blocks import an engine or a framework."""
 
 VARIABLES: Final = {"README.md": {"TASKBRIDGE_URL": "inline://?threads=0"}}
 """What a page's reader has set before its Python is run."""

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("celery")
 
 from taskbridge import Bridge
-from taskbridge.engines.celery.reading import decompressed
+from taskbridge.engines.celery.reading import decompressed, parts_of
 from taskbridge.exceptions import DecodeError
 
 MOST = 1000
@@ -58,6 +58,16 @@ def test_what_can_not_be_decompressed_is_refused_in_few_words(kind: Any, body: A
         decompressed(body, kind, MOST)
 
     assert len(str(caught.value)) <= 500
+
+
+def test_a_name_to_be_shown_is_cut_for_it_is_logged_with_each_message() -> None:
+    headers: dict[str, Any] = {"task": "t", "id": "1", "shadow": "x" * 100_000, "taskbridge": "{}"}
+
+    shown = parts_of(headers, [], {}, {}).headers
+    assert shown == {**headers, "shadow": "x" * 255}
+    assert parts_of(shown, [], {}, {}).headers is shown
+    with pytest.raises(DecodeError, match="no text"):
+        parts_of({**headers, "shadow": ["x"]}, [], {}, {})
 
 
 def made(broker: str, body: bytes, headers: dict[str, Any], encoding: str = "utf-8") -> Any:

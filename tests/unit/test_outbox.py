@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from taskbridge import Bridge, BrokerUnavailable, Message, Unique
+from taskbridge import Bridge, BrokerUnavailable, Message, Unique, outbox
 from taskbridge.engines.settle import NotRun, run_and_settle
 from taskbridge.message import FORM, new_id
 from taskbridge.stores.backend import Backend, Commit, Entry, head_of
@@ -184,6 +185,52 @@ def test_what_waits_for_the_broker_stays(bridge: Bridge, monkeypatch: pytest.Mon
     assert left(bridge) == []
 
 
+@pytest.mark.parametrize("who", ["this worker", "another worker"])
+def test_an_outage_is_told_once_and_so_is_its_end(
+    bridge: Bridge, who: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker, backend, is_away = bridge.broker, backend_of(bridge), threading.Event()
+    publish, ping = broker.publish, broker.ping
+
+    def failing(act: Callable[..., None]) -> Callable[..., None]:
+        def fail_if_away(*given: Any, **options: Any) -> None:
+            if is_away.is_set():
+                raise BrokerUnavailable("nobody listens")
+            act(*given, **options)
+
+        return fail_if_away
+
+    class Looks(threading.Event):
+        """Lets 2 s pass with each look; the broker is away for 20 of them."""
+
+        left = 40
+
+        def wait(self, timeout: float | None = None) -> bool:
+            bridge.engine.clock.move_to(bridge.now() + 2)  # type: ignore[attr-defined]  # it is the virtual one
+            self.left -= 1
+            if self.left == 20:
+                is_away.clear()
+                if who == "another worker":
+                    backend.remove_entries(["a"], timeout_s=1.0)
+            if self.left == 0:
+                self.set()
+            return self.is_set()
+
+    monkeypatch.setattr(broker, "publish", failing(publish))
+    monkeypatch.setattr(broker, "ping", failing(ping))
+    monkeypatch.setattr(outbox, "monotonic", bridge.now)
+    caplog.set_level(logging.INFO, "taskbridge.outbox")
+    is_away.set()
+    leave(bridge, a=text_of("a"))
+    bridge.relay.run(Looks())
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "what is in the store's outbox waits: nobody listens",
+        "what is in the store's outbox is published again",
+    ]
+    assert bridge.run_until_idle() == (who == "this worker")
+
+
 def test_what_is_delayed_starts_at_its_time(bridge: Bridge) -> None:
     started: list[float] = []
     bridge.task(name="later")(lambda: started.append(bridge.now()))
@@ -327,7 +374,7 @@ def test_an_outbox_that_nothing_needs_is_seldom_looked_at(
 ) -> None:
     bridge, stop = Bridge(url), OnePause()
     bridge.task(name="task", unique=unique)(lambda: None)
-    monkeypatch.setattr(bridge.relay, "step", lambda: False)
+    monkeypatch.setattr(bridge.relay, "step_store", lambda: 0)
     bridge.relay.run(stop)
 
     assert stop.asked_s == pause_s

@@ -1151,6 +1151,7 @@ class TestDeadLetters:
 
         for delay_s, delayed in ((100, 1), (1000, 2), (100, 3)):  # nothing moves on to its next level meanwhile
             broker.park([(a_message(), delay_s)], timeout_s=PATIENCE_S)
+            assert broker.take_dead(lambda _: None, timeout_s=PATIENCE_S) == []
             assert broker.counts(["email", "sms"]).delayed == delayed
             assert broker.dead_letters() == []
         with place.channel() as channel, pytest.raises(ChannelClosedByBroker):

@@ -12,6 +12,7 @@ import pytest
 
 from taskbridge import Bridge, BrokerUnavailable, Message, UnsupportedError, outbox
 from taskbridge.stores import entries
+from taskbridge.stores.backend import Commit, Entry
 from taskbridge.stores.entries import loads_held
 from taskbridge.transactions import Transactions, checked_commit
 from tests.servers import PrivateRedis
@@ -191,6 +192,34 @@ def test_the_thread_of_the_relay_closes_its_connections_as_it_ends(bridge: Bridg
         wait_until(lambda: bool(ran), timeout_s=60, saw=lambda: ran)
     wait_until(lambda: ledger.has_left, timeout_s=60, saw=lambda: "no connection that is closed")
     assert ran == [1]
+
+
+def test_a_database_that_hangs_holds_nothing_else_back(
+    bridge: Bridge, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answers = threading.Event(), threading.Event()
+    due_entries = ledger.due_entries
+
+    def hang(**options: Any) -> list[tuple[str, str]]:
+        asked.set()
+        assert answers.wait(60)
+        return due_entries(**options)
+
+    monkeypatch.setattr(ledger, "due_entries", hang)
+    bridge.named("note").using(commit="outbox").send(1)
+    store = bridge.store
+    assert store is not None
+    try:
+        with bridge.embedded_worker():
+            assert asked.wait(60)
+            message = Message(id="a", task="note", queue="default", args_json="[2]", kwargs_json="{}", enqueued_at=0)
+            entry = Entry("a", entries.held(message, 0.0).dumps())
+            store.backend.commit([Commit((), [entry])], timeout_s=1.0)  # as a killed sender of a unique task leaves it
+            wait_until(lambda: ran == [2], timeout_s=60, saw=lambda: ran)
+            answers.set()
+            wait_until(lambda: ran == [2, 1], timeout_s=60, saw=lambda: ran)
+    finally:
+        answers.set()
 
 
 def test_what_runs_what_it_sends_asks_an_outbox_only_for_what_it_has_put_there(bridge: Bridge, ledger: Ledger) -> None:

@@ -234,6 +234,14 @@ class Broker(Protocol):
         """Close the connections; the next call makes new ones."""
 
 
+def hand_over(broker: Broker, messages: Sequence[Message], delays_s: Sequence[float], *, timeout_s: float) -> None:
+    """Publish messages, or park them if the first one has a delay, each for its own, in seconds."""
+    if delays_s[0] > 0:
+        broker.park([*zip(messages, delays_s, strict=True)], timeout_s=timeout_s)
+    else:
+        broker.publish(messages, timeout_s=timeout_s)
+
+
 @runtime_checkable
 class SignBroker(Broker, Protocol):
     """A broker in which a process can ask whether queues are consumed, and workers can answer.

@@ -76,6 +76,10 @@ class DjangoTransactions:
                 callbacks[-2][1].extend(callbacks.pop()[1])
             connection.on_commit(_Batch(held, publish))
 
+    def put(self, texts: Sequence[str], then: Callable[[], object] | None) -> None:
+        """Insert entries into the outbox; see `DjangoOutbox.put`."""
+        self.outbox.put(texts, then)
+
     async def aside(self, act: Callable[[], T]) -> T:
         """Return what an act returns, done in the thread where the caller's transactions are.
 

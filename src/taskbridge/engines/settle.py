@@ -26,7 +26,7 @@ from time import monotonic
 from typing import Any, Final, Generic, TypeVar
 
 from taskbridge import codec, failures
-from taskbridge.brokers.base import Broker, SignBroker
+from taskbridge.brokers.base import Broker, SignBroker, hand_over
 from taskbridge.engines.base import Host
 from taskbridge.engines.cancellations import Cancellations
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, WorkerLost, nearest
@@ -702,10 +702,7 @@ def later(host: Host | BoundTask, message: Message, delay_s: float) -> None:
     def act(*, timeout_s: float) -> None:
         nonlocal sent
         try:
-            if delay_s > 0:
-                host.broker.park([(sent, delay_s)], timeout_s=timeout_s)
-            else:
-                host.broker.publish([sent], timeout_s=timeout_s)
+            hand_over(host.broker, [sent], [delay_s], timeout_s=timeout_s)
         except BrokerUnavailable as exc:
             if exc.maybe_taken:
                 sent = suspect(message)

@@ -41,7 +41,12 @@ class Store:
         self.ticks: Ticks = Ticks(backend)
 
     def ping(self, *, timeout_s: float) -> None:
-        """Return if the store answers; `StoreNotReady` if `taskbridge store init` was not run by this release."""
+        """Return if the store answers.
+
+        Raises:
+            StoreUnavailable: It does not, within so many seconds.
+            StoreNotReady: `taskbridge store init` was not run by this release.
+        """
         self.backend.ping(timeout_s=timeout_s)
 
     def close(self) -> None:

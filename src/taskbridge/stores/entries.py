@@ -29,11 +29,6 @@ class Held:
         message = self.message
         return f"{message.id}\t{message.replays}" if message.replays else message.id  # no message's id has a tab
 
-    @property
-    def has_key(self) -> bool:
-        """Whether the message has a unique key or a chosen id, which is to be claimed."""
-        return bool(self.message.unique or self.message.digest)
-
     def dumps(self) -> str:
         """Return it as the text of an entry, which `loads_held` reads."""
         return f"{self.starts_at!r} {self.kind}\n{self.message.dumps()}"

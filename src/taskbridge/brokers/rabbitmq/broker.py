@@ -130,22 +130,20 @@ class RabbitMQBroker:
         """
         half = deadline.within(deadline.left_s / 2)
 
-        def find(channel: Channel) -> None:
+        def find(is_there: Callable[[int], object]) -> None:
             level = self._levels
-            while level < LEVELS and channel.finds(self._encoder.trace(level), half):
+            while level < LEVELS and is_there(level):
                 level += 1
             self._levels = level
 
         try:
             if self._levels < LEVELS:
-                self._publisher.use(find, half)
+                trace = self._encoder.trace
+                self._publisher.use(lambda channel: find(lambda level: channel.finds(trace(level), half)), half)
         except ClientError:  # the server takes no messages at the moment, or none from here
             if deadline.passed:
                 raise
-            level = self._levels
-            while level < LEVELS and self._replies([_look(self._topology.level(level))], deadline):
-                level += 1
-            self._levels = level
+            find(lambda level: self._replies([_look(self._topology.level(level))], deadline))
 
     def _replies(self, calls: Sequence[Any], deadline: Deadline) -> list[Any]:
         """Return the replies to calls that declare queues or look at them, but for those of which there is none.
@@ -179,7 +177,8 @@ class RabbitMQBroker:
     def take_dead(self, decide: Decide, *, ids: Collection[str] | None = None, timeout_s: float) -> list[str]:
         """Take dead letters out, up to 100 in a transaction, which also parks what is replayed."""
         with _told():
-            return take_out(self._hosts, self._encoder, decide, ids=ids, timeout_s=timeout_s)
+            declares = self._declares
+            return take_out(self._hosts, self._encoder, decide, ids=ids, timeout_s=timeout_s, declares=declares)
 
     def ping(self, *, timeout_s: float) -> None:
         self._calls([spec.Basic.Qos()], timeout_s)

@@ -36,20 +36,28 @@ _Removal = tuple[Sequence[int], EncodedPublication | None]
 
 
 def take_out(
-    hosts: Hosts, encoder: Encoder, decide: Decide, *, ids: Collection[str] | None, timeout_s: float
+    hosts: Hosts,
+    encoder: Encoder,
+    decide: Decide,
+    *,
+    ids: Collection[str] | None,
+    timeout_s: float,
+    declares: bool = False,
 ) -> list[str]:
     """Take dead letters out, up to 100 in a transaction, which also parks what is replayed.
 
     A transaction ends with one `tx.commit`, which the server's channel carries out in one step: a client that dies
     before it has changed nothing. The server publishes before it acknowledges, so if it is killed at that instant it
     may keep both, and never loses both. `timeout_s` is the time for reading, and for each transaction. Returned are the
-    ids of those that were taken out; if some may have been, and not all, it raises `BrokerUnavailable`.
+    ids of those that were taken out; if some may have been, and not all, it raises `BrokerUnavailable`. `declares` is
+    as in `reading`.
     """
     topology = encoder.topology
     removals: list[tuple[str, _Removal]] = []
     taken: list[str] = []
     try:
-        letters = reading(hosts, topology.dead, topology.kind, Deadline(timeout_s), spec.Tx.Select())
+        kind, deadline = topology.kind, Deadline(timeout_s)
+        letters = reading(hosts, topology.dead, kind, deadline, spec.Tx.Select(), declares=declares)
         with letters as (channel, deliveries):
             removals += _removals(deliveries, encoder, decide, ids).items()
             while part := dict(removals[len(taken) : len(taken) + TOGETHER]):

@@ -98,6 +98,8 @@ LONGEST_LIMIT_S: Final = 10 * 366 * 86_400.0  # the largest time limit of a plai
 DEEPEST: Final = codec.MOST_JSON_DEPTH
 """How deep headers and arguments may be nested; at 485 what pickles them for a child ends with a RecursionError."""
 
+_MOST_SHOWN: Final = 255  # characters of the name that a message is shown by
+
 _AROUND: Final = 8  # what Celery puts around an argument: the list of them, a task linked to another, a chain, a chord
 _HOLDERS: Final = frozenset((list, dict, tuple))
 _LIMITS: Final = ("hard", "soft")
@@ -125,8 +127,11 @@ def parts_of(
     chain: object = cast("dict[str, object]", embed).get("chain")
     if chain and not (isinstance(chain, list) and all(isinstance(each, dict) for each in cast("list[object]", chain))):
         raise DecodeError("not a Celery message: its chain is no list of tasks")
-    if not isinstance(found.get("shadow") or "", str):
+    shown = found.get("shadow") or ""
+    if not isinstance(shown, str):
         raise DecodeError("not a Celery message: the name that it is shown by is no text")
+    if len(shown) > _MOST_SHOWN:  # Celery logs it with each message, in full
+        found = {**found, "shadow": shown[:_MOST_SHOWN]}
     limits = found.get("timelimit")
     if limits and not _are_limits(limits):
         raise DecodeError("not a Celery message: its time limits are no numbers of seconds")

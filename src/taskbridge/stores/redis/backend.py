@@ -129,7 +129,10 @@ class RedisBackend(Backend):
 
     def _committing(self, commit: Commit) -> RedisCommand:
         """Return the command that does a commit; most make texts and send a message, for which a few words suffice."""
-        if _shape(commit) is None:
+        return self._committing_as(commit, _shape(commit))
+
+    def _committing_as(self, commit: Commit, shape: list[Any] | None) -> RedisCommand:
+        if shape is None:
             fixed = (*self._outbox, self._cancelled, f"{self._cancelled}:until")
             return _COMMIT(fixed, self._prefix, self._channels, *_words_of(commit))
         words: list[Word] = []
@@ -153,7 +156,7 @@ class RedisBackend(Backend):
                     words += command[2:]
                     size += len(words[-1])  # where engines put the body
             if shape is None or len(alike) == 1 or size > _MOST_BYTES or len(words) > _MOST_WORDS:
-                calls += [(self._committing(commit), 1) for commit in alike]
+                calls += [(self._committing_as(commit, shape), 1) for commit in alike]
             else:
                 head = len(shape[0]), *map(_milliseconds, shape[0]), *shape[1:]
                 calls.append((_MAKE_MANY(keys, *head, *words), len(alike)))

@@ -1,0 +1,278 @@
+"""Sends as a part of a SQLAlchemy session's transaction: published after its commit, or as a row of it, the outbox.
+
+A session is named with each send, by `using(commit=...)`. Nothing else would be safe: most applications have sessions
+without any that is the current one, and what a dependency of FastAPI puts into a context is not there in the endpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any, Final, TypeAlias, TypeVar, cast
+
+from taskbridge.background import in_thread
+from taskbridge.bridge import Bridge
+from taskbridge.exceptions import BrokerUnavailable, NotInstalledError, SettingsError
+from taskbridge.transactions import OUTBOX, Commit
+
+try:
+    from sqlalchemy import BigInteger, Column, Double, Engine, Index, Integer, MetaData, String, Table, Text, event
+    from sqlalchemy.dialects.mysql import LONGTEXT
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+    from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+    from sqlalchemy.util.concurrency import await_only
+except ModuleNotFoundError as exc:
+    raise NotInstalledError("SQLAlchemy", "sqlalchemy") from exc
+
+__all__ = ["AnySession", "SessionOutbox", "after_commit", "outbox_table"]
+
+T = TypeVar("T")
+
+AnySession: TypeAlias = Session | AsyncSession | scoped_session[Any] | async_scoped_session[Any]
+"""A session, or a registry of sessions, which means its current one."""
+
+_Publish: TypeAlias = Callable[[Sequence[Any]], object]
+
+_KEY: Final = "taskbridge"  # in `Session.info`
+_SKIPS_LOCKED: Final = ("postgresql", "mysql", "mariadb", "oracle")
+
+_Caller: TypeAlias = tuple[asyncio.AbstractEventLoop, "Session | AsyncSession | None"]
+_caller: Final[ContextVar[_Caller | None]] = ContextVar("taskbridge_caller", default=None)
+"""In a thread that acts for a coroutine: its event loop, where alone sessions may be used, and its current session."""
+
+
+def outbox_table(metadata: MetaData, *, name: str = "taskbridge_outboxentry", schema: str | None = None) -> Table:
+    """Return the outbox's table, defined in an application's metadata, so that its migrations make it."""
+    return Table(
+        name,
+        metadata,
+        Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+        Column("namespace", String(52), nullable=False),
+        Column("text", Text().with_variant(LONGTEXT(), "mysql", "mariadb"), nullable=False),
+        Column("leased_until", Double, nullable=False, default=0.0, server_default="0"),
+        Index(f"{name}_due", "namespace", "leased_until", "id"),
+        schema=schema,
+    )
+
+
+def after_commit(session: AnySession) -> Commit:
+    """Return the `commit` that publishes when a session's transaction is committed; it is begun if none is.
+
+    If the transaction, or the savepoint that is open at the send, is rolled back or closed, nothing is sent. If the
+    broker is away at the commit, what was committed stays so, and `session.commit()` raises `SendError`.
+    """
+    return Commit(("session",), _InSession(_current(session)))
+
+
+class _Sends:
+    """Makes sends a part of the transaction of a session; see `taskbridge.transactions.Sends`."""
+
+    def session(self) -> Session | AsyncSession | None:
+        raise NotImplementedError
+
+    def open_on(self, databases: Sequence[str]) -> Sequence[str]:
+        self._found()
+        return databases[:1]  # all mean the one transaction
+
+    def hold(self, database: str, held: Sequence[Any], publish: _Publish) -> None:
+        found = self._found()
+        session = found.sync_session if isinstance(found, AsyncSession) else found
+        waiting: _Waiting | None = session.info.get(_KEY)
+        if waiting is None:
+            waiting = session.info[_KEY] = _Waiting(session, is_async=session is not found)
+        waiting.add(session, held, publish)
+
+    def put_into(self, table: Table, namespace: str, texts: Sequence[str], then: Callable[[], object] | None) -> None:
+        session, caller, rows = self._found(), _caller.get(), [{"namespace": namespace, "text": text} for text in texts]
+        if caller is not None:
+            asyncio.run_coroutine_threadsafe(_execute(session, table.insert(), rows), caller[0]).result()
+        elif isinstance(session, AsyncSession):
+            raise TypeError("a send in the transaction of an AsyncSession is awaited: asend, not send")
+        else:
+            session.execute(table.insert(), rows)
+        if then is not None:
+            self.hold("", [None], lambda _: then())
+
+    async def aside(self, act: Callable[[], T]) -> T:
+        caller = asyncio.get_running_loop(), self.session()
+
+        def run() -> T:
+            _caller.set(caller)  # for this act alone: the thread has a context of its own
+            return act()
+
+        return await in_thread(run)
+
+    def _found(self) -> Session | AsyncSession:
+        if (session := self.session()) is None:
+            raise SettingsError("commit", "no session is named: using(commit=outbox.of(session)), say")
+        return session
+
+
+@dataclass(frozen=True, slots=True)
+class _InSession(_Sends):
+    named: Session | AsyncSession
+    outbox: SessionOutbox | None = None
+
+    def session(self) -> Session | AsyncSession:
+        return self.named
+
+    def put(self, texts: Sequence[str], then: Callable[[], object] | None) -> None:
+        outbox = cast("SessionOutbox", self.outbox)
+        self.put_into(outbox.table, outbox.namespace, texts, then)
+
+
+class SessionOutbox(_Sends):
+    """The outbox in an application's database; it sets itself as `bridge.transactions`, and workers look into it.
+
+    Args:
+        bridge: Whose messages it is for. It needs a store.
+        engine: Where the table is, for workers; with `AsyncSession`s, another engine for the same database.
+        table: What `outbox_table` returned.
+        current: Returns the session of sends that name none, by `commit="outbox"` or `on_commit`, such as a
+            `scoped_session`.
+    """
+
+    may_hold: bool = True  # who makes one uses it, so workers look often
+
+    def __init__(
+        self,
+        bridge: Bridge,
+        engine: Engine,
+        table: Table,
+        *,
+        current: Callable[[], Session | AsyncSession] | None = None,
+    ) -> None:
+        if not isinstance(engine, Engine):
+            raise TypeError(f"workers look by threads: SessionOutbox takes what create_engine makes, not {engine!r}")
+        self.table: Table = table
+        self._bridge = bridge
+        self._engine = engine
+        self._of_current = current
+        bridge.transactions = self
+
+    def of(self, session: AnySession) -> Commit:
+        """Return the `commit` that makes a send an INSERT in a session's transaction."""
+        return Commit(OUTBOX, _InSession(_current(session), self))
+
+    @property
+    def namespace(self) -> str:
+        """That of the bridge."""
+        return self._bridge.settings.namespace
+
+    # As the bridge's transactions: those of the current session
+
+    @property
+    def outbox(self) -> SessionOutbox:
+        """Itself."""
+        return self
+
+    def session(self) -> Session | AsyncSession | None:
+        """Return the current session; None if there is no telling."""
+        if self._of_current is None:
+            return None
+        caller = _caller.get()
+        return self._of_current() if caller is None else caller[1]
+
+    def put(self, texts: Sequence[str], then: Callable[[], object] | None) -> None:
+        """Insert entries in the current session's transaction; call `then` when they are committed."""
+        self.put_into(self.table, self.namespace, texts, then)
+
+    # For workers
+
+    def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
+        """Return ids and texts of due entries; where the database can, those that others claim now are passed over."""
+        key, now = self.table.c.id, self._bridge.now()
+        is_due = (self.table.c.namespace == self.namespace) & (self.table.c.leased_until <= now)
+        due = self.table.select().where(is_due).order_by(self.table.c.leased_until, key).limit(most)
+        lease = self.table.update().values(leased_until=now + lease_s)
+        with self._asked() as connection:
+            found = connection.execute(due.with_for_update(skip_locked=True)).all()
+            if found and connection.dialect.name in _SKIPS_LOCKED:
+                connection.execute(lease.where(key.in_([each.id for each in found])))
+            else:
+                found = [each for each in found if connection.execute(lease.where(is_due, key == each.id)).rowcount]
+        return [(str(each.id), each.text) for each in found]
+
+    def remove_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
+        """Delete entries."""
+        with self._asked() as connection:
+            connection.execute(self.table.delete().where(self.table.c.id.in_(map(int, ids))))
+
+    def hand_on_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
+        """Have entries be due at once."""
+        with self._asked() as connection:
+            connection.execute(self.table.update().where(self.table.c.id.in_(map(int, ids))).values(leased_until=0.0))
+
+    def leave(self) -> None:
+        """Do nothing: each look has given its connection back to the pool."""
+
+    @contextmanager
+    def _asked(self) -> Generator[Connection]:
+        """Enter with a connection in a transaction; raise the database's errors as `BrokerUnavailable`."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as exc:
+            problem = str(getattr(exc, "orig", None) or exc).strip()
+            remedy = "; if the table is missing, make it by metadata.create_all or a migration"
+            named = remedy if self.table.name in problem else ""
+            raise BrokerUnavailable(f"the outbox {self.table.fullname!r}: {problem}{named}") from exc
+
+
+class _Waiting:
+    """What waits for the commit of one session, in order: in which transaction or savepoint, and who publishes it."""
+
+    def __init__(self, session: Session, *, is_async: bool) -> None:
+        self._is_async = is_async
+        self._held: list[tuple[SessionTransaction | None, Sequence[Any], _Publish]] = []
+        self._committed: list[tuple[SessionTransaction | None, Sequence[Any], _Publish]] = []
+        event.listen(session, "after_commit", self._commit)
+        event.listen(session, "after_transaction_end", self._end)
+
+    def add(self, session: Session, held: Sequence[Any], publish: _Publish) -> None:
+        if not session.in_transaction():
+            session.begin()
+        self._held.append((session.get_nested_transaction() or session.get_transaction(), held, publish))
+
+    def _commit(self, session: Session) -> None:
+        """Note a commit: of a savepoint, so that the one around it decides, or of the transaction."""
+        savepoint = session.get_nested_transaction()
+        if savepoint is None:
+            self._committed, self._held = self._held, []
+        else:
+            outer = savepoint.parent
+            self._held = [(outer if of is savepoint else of, held, act) for of, held, act in self._held]
+
+    def _end(self, _: Session, transaction: SessionTransaction) -> None:
+        """Forget what a transaction or savepoint that was not committed holds; publish what is committed.
+
+        Not before the end, for what `publish` raises would leave the session in its transaction.
+        """
+        self._held = [each for each in self._held if each[0] is not transaction]
+        if transaction.parent is not None:
+            return
+        committed, self._committed = self._committed, []
+        for publish, some in groupby(committed, lambda each: each[2]):
+            act = partial(publish, [each for _, held, _ in some for each in held])
+            if self._is_async:
+                await_only(in_thread(act))
+            else:
+                act()
+
+
+def _current(session: AnySession) -> Session | AsyncSession:
+    return session() if isinstance(session, (scoped_session, async_scoped_session)) else session
+
+
+async def _execute(session: Session | AsyncSession, *what: Any) -> None:
+    if isinstance(session, AsyncSession):
+        await session.execute(*what)
+    else:
+        session.execute(*what)
