@@ -162,7 +162,7 @@ class DeadLetters:
         page = list(islice(left, limit))
         is_last = next(left, None) is None
         return DeadPage(
-            entries=tuple(map(self._shown, page)), next=None if is_last else f"{page[-1].died_at!r}:{page[-1].id}"
+            entries=tuple(map(self.shown, page)), next=None if is_last else f"{page[-1].died_at!r}:{page[-1].id}"
         )
 
     def _since(self, died_at: float) -> Iterator[DeadLetter]:
@@ -176,7 +176,7 @@ class DeadLetters:
         found = self._bridge.broker.dead_letters([id])
         if not found:
             raise NoSuchDeadLetter(id)
-        return self._shown(found[-1])
+        return self.shown(found[-1])
 
     def redact(self, function: RedactT) -> RedactT:
         """Have a function decide what is shown, as a decorator: it gets a `DeadEntry` and returns one without secrets.
@@ -191,7 +191,7 @@ class DeadLetters:
 
     def shown_arguments(self, message: Message) -> tuple[str, str]:
         """Return a message's arguments, positional and keyword, as texts that an engine's own tools may show."""
-        entry = self._shown(DeadLetter(message=message, reason="", died_at=0.0))
+        entry = self.shown(DeadLetter(message=message, reason="", died_at=0.0))
         return failures.clipped(entry.args), failures.clipped(entry.kwargs)  # what the function put in may be odd
 
     # Taking out
@@ -304,7 +304,8 @@ class DeadLetters:
 
     # Showing
 
-    def _shown(self, letter: DeadLetter) -> DeadEntry:
+    def shown(self, letter: DeadLetter) -> DeadEntry:
+        """Return what may be shown of a letter: all, or what the `redact` function says."""
         entry = entry_of(letter)
         if self._redact is None:
             return entry

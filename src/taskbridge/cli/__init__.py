@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -95,10 +96,10 @@ def main(argv: Sequence[str] | None = None, *, more: Sequence[command.Command] =
         text = str(exc)
         if isinstance(exc, BrokerUnavailable) and not isinstance(exc, StoreUnavailable):
             text = exc.problem  # what became of a message is of no interest here
-        say(text.strip().partition("\n")[0])
+        say(text.strip().partition("\n")[0], logging.ERROR)
         return 2
     except ImportError as exc:  # a library that is too old, or half installed; an application's own is a LoadError
-        say(f"{exc.name or 'a library'} can't be imported: {exc}")
+        say(f"{exc.name or 'a library'} can't be imported: {exc}", logging.ERROR)
         return 2
     except KeyboardInterrupt:
         return _CTRL_C
