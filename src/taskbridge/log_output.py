@@ -131,6 +131,11 @@ def _stderr_handler() -> logging.Handler:
     return handler
 
 
+def is_plain() -> bool:
+    """Return whether this process logs as text, and not as a file says."""
+    return os.environ.get(FORMAT_VARIABLE) != "json" and not process.is_by_file
+
+
 def read_config(path: str) -> dict[str, Any]:
     """Return what a file holds for `logging.config.dictConfig`: TOML if its name says so, else JSON.
 
