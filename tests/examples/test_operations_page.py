@@ -73,9 +73,7 @@ def test_each_compose_command_runs(
     run(*shlex.split(services["check"]["command"]), cwd=tmp_path, env=env)
     worker, scheduler = begin("worker"), begin("scheduler")
     for each in (worker, scheduler):
-        wait_until(
-            lambda each=each: '"ready"' in each.output, what="ready", timeout_s=START_TIMEOUT_S, processes=[each]
-        )
+        wait_until(partial(is_ready, each), what="ready", timeout_s=START_TIMEOUT_S, processes=[each])
     test = services["worker"]["healthcheck"]["test"]
     assert test[0] == "CMD"
     health = [*test[1:-1], f"{RUN_TIMEOUT_S / 2:g}"]  # a machine that is busy may take longer than the page's 5 s
