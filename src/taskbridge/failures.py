@@ -7,10 +7,11 @@ nothing here returns more than its bound.
 
 from __future__ import annotations
 
-import logging
+import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from traceback import extract_tb, format_exception
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from taskbridge import locks
 
 MOST_TEXT: Final = 2_000  # how many characters of an exception's text are kept
 MOST_TRACEBACK: Final = 32_000  # how many characters of a traceback are kept: its beginning and its end
+_PACKAGE: Final = str(Path(__file__).parent) + os.sep
 _MOST_NAME: Final = 200
 _MOST_LINKS: Final = 10
 _MOST_NOTES: Final = 10
@@ -177,6 +179,20 @@ def _one(error: BaseException) -> str:
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
-def log(logger: logging.Logger, level: int, message: str, *args: object, error: BaseException) -> None:
-    """Log a message with any exception, by a logger of `logs`: `exc_info=error` asks for its truth, which may raise."""
-    logger.log(level, message, *args, exc_info=(type(error), error, _traceback.__get__(error)), stacklevel=2)
+def exc_info(error: BaseException) -> tuple[type[BaseException], BaseException, Any]:
+    """Return any exception for a logger of `logs`: `exc_info=error` would ask for its truth, which may raise."""
+    return type(error), error, _traceback.__get__(error)
+
+
+def place_of(error: BaseException) -> str:
+    """Return where an exception was raised, in the innermost function that is not taskbridge's, as ` (file:1 in f)`.
+
+    It is empty if there is no such function.
+    """
+    found, link = "", _traceback.__get__(error)
+    while link is not None:
+        code = link.tb_frame.f_code
+        if not code.co_filename.startswith(_PACKAGE):
+            found = f" ({code.co_filename}:{link.tb_lineno} in {code.co_name})"
+        link = link.tb_next
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import pkgutil
 import re
@@ -13,8 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
+from taskbridge import log_output
 from taskbridge.bridge import Bridge, default_bridge
-from taskbridge.engines.base import APP_VARIABLE, READY_VARIABLE, tell_supervisor
+from taskbridge.engines.base import APP_VARIABLE, LEVEL_VARIABLE, READY_VARIABLE, tell_supervisor
 from taskbridge.exceptions import TaskBridgeError, nearest
 from taskbridge.hooks import Event
 from taskbridge.schedules import sender
@@ -60,25 +60,23 @@ def load_bridge(app: str, *, url: str | None = None) -> Bridge:
     return bridge
 
 
-def worker_bridge() -> Bridge:
+def worker_bridge(engine: str | None = None) -> Bridge:
     """Return the bridge of the application that the environment names, for the command line of an engine's own worker.
 
-    If it can't be loaded, the process ends with code 2, as for Dramatiq's own failures to import, and a line says why.
+    `engine` is the one whose worker it is, for lines of the log until the application is loaded. If it can't be loaded,
+    the process ends with code 2, as for Dramatiq's own failures to import, and a line says why.
     """
-    root = logging.getLogger()  # noqa: TID251 - it is the root
-    root.setLevel(os.environ.get("TASKBRIDGE_APP_LOG_LEVEL", "INFO"))  # unless the application sets it
+    log_output.process.engine = engine
     try:
-        if (name := app_of_environment()) is None:
-            raise TaskBridgeError(f"the environment variable {APP_VARIABLE} is not set: which module has the tasks?")
-        handlers, root.handlers = root.handlers, []  # as Python begins, so that the application can set up its own
-        try:
+        with log_output.set_up(os.environ.get(LEVEL_VARIABLE, "INFO")):
+            if (name := app_of_environment()) is None:
+                raise TaskBridgeError(f"the variable {APP_VARIABLE} is not set: which module has the tasks?")
             bridge = load_bridge(name)
-        finally:
-            root.handlers = root.handlers or handlers
+            log_output.process.engine = bridge.settings.url.engine
         sender.check(bridge)
         _ = bridge.native
     except TaskBridgeError as exc:
-        sys.stderr.write(f"taskbridge: {exc}\n")
+        log_output.own_lines().error("%s", exc)
         sys.exit(2)
     return bridge
 

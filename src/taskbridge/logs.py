@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from textwrap import indent
-from typing import Final
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
 
-from taskbridge.failures import MOST_TEXT, clipped, is_ordinary, traceback_of
+from taskbridge import locks
+from taskbridge.failures import MOST_TEXT, clipped, exc_info, is_ordinary, traceback_of
+
+if TYPE_CHECKING:
+    from taskbridge.message import Message
 
 _MOST_VALUE: Final = 500  # how many characters of a value are logged, such as of a name that somebody else has chosen
+
+_MINUTE_S: Final = 60.0
+_MOST_NAMES: Final = 1000
 
 _CONTROL: Final = re.compile(
     r"[\x00-\x1f\x7f-\x9f"  # C0 and C1: line ends, and what begins a terminal's commands
@@ -34,6 +43,54 @@ def logger(name: str) -> logging.Logger:
     return found
 
 
+def about(message: Message) -> dict[str, Any]:
+    """Return which message a record is about; loggers are given it as `extra={"taskbridge": ...}`."""
+    return {
+        "task": clipped(message.task, _MOST_VALUE),
+        "id": clipped(message.id, _MOST_VALUE),
+        "attempt": message.attempt,
+        "queue": clipped(message.queue, _MOST_VALUE),
+    }
+
+
+def say(
+    logger: logging.Logger,
+    level: int,
+    message: Message,
+    text: str,
+    *args: object,
+    error: BaseException | None = None,
+    traceback: str | None = None,
+) -> None:
+    """Log a line about a message, by one of these loggers, with any exception, or with what may be shown of it."""
+    text, named = f"task %s id %s attempt %d {text}", (message.task, message.id, message.attempt)
+    extra = {"taskbridge": about(message), "shown_traceback": traceback}
+    info = None if error is None else exc_info(error)
+    logger.log(level, text, *named, *args, exc_info=info, extra=extra, stacklevel=2)
+
+
+class OncePerMinute:
+    """Says for each of some names, such as of tasks, when a line about it is due; threads share it."""
+
+    def __init__(self) -> None:
+        self._lock = locks.Lock()
+        self._said: OrderedDict[str, list[float]] = OrderedDict()  # when the last line was, and how many came since
+
+    def due(self, name: str, *, is_new: bool) -> int | None:
+        """Return how many new ones there were since the last line about a name; None if none is due yet."""
+        name = name[:_MOST_VALUE]
+        with self._lock:
+            now, last = monotonic(), self._said.get(name)
+            if last is not None and now - last[0] < _MINUTE_S:
+                last[1] += is_new
+                return None
+            self._said.pop(name, None)
+            self._said[name] = [now, 0]
+            if len(self._said) > _MOST_NAMES:
+                self._said.popitem(last=False)
+            return 0 if last is None else int(last[1])
+
+
 class _Escapes(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         # Each value by itself: a long one leaves what stands behind it, and tools group lines by their `msg`.
@@ -42,12 +99,12 @@ class _Escapes(logging.Filter):
         elif record.args:
             record.args = tuple(_shown(value, _MOST_VALUE) for value in record.args)
         record.msg = _shown(record.msg, MOST_TEXT)
-        if record.exc_info and record.exc_info[1] is not None:
-            error = record.exc_info[1]
-            # Indented, so that a line of the exception's own text doesn't look like one of the log.
-            record.exc_text = indent(escaped(traceback_of(error).rstrip(), keep="\n\t"), "  ")
-            if not is_ordinary(error):  # handlers that look at it themselves, such as Sentry's, would fail
-                record.exc_info = None
+        error = record.exc_info[1] if record.exc_info else None
+        text = getattr(record, "shown_traceback", None) or traceback_of(error)
+        if text:  # indented, so that a line of the exception's own text doesn't look like one of the log
+            record.exc_text = indent(escaped(text.rstrip(), keep="\n\t"), "  ")
+        if error is not None and not is_ordinary(error):  # handlers that look at it, such as Sentry's, would fail
+            record.exc_info = None
         return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,7 +27,7 @@ from taskbridge.exceptions import (
 )
 from taskbridge.handle import Handle
 from taskbridge.hooks import Event
-from taskbridge.logs import logger
+from taskbridge.logs import logger, say
 from taskbridge.message import FORM, MOST_HEADER_BYTES, Message, Priority, new_id
 from taskbridge.routing import check_known
 from taskbridge.tasks import Call
@@ -574,7 +575,7 @@ def _conflict(way: _Way, message: Message, outcome: Outcome) -> TaskBridgeError 
 
 def _log_conflict(conflict: TaskBridgeError | None, message: Message) -> None:
     if conflict is not None:
-        _log.warning("task %s id %s was left out after its sender had gone on: %s", message.task, message.id, conflict)
+        say(_log, logging.WARNING, message, "was left out after its sender had gone on: %s", conflict)
 
 
 def _event(name: Literal["before_send", "after_send"], message: Message, call: Call[Any], wait_s: float) -> Event:

@@ -127,13 +127,13 @@ def test_a_worker_has_processes_times_threads_slots_and_ends_with_0(shop: Shop, 
     shop.wait_ready(worker)
     engine = shop.url.partition("+")[0]
     assert re.match(
-        rf"taskbridge: 3 tasks of shop on {engine}\+\S+, queues default, email, "
+        rf"\S+Z INFO \d+ taskbridge: 3 tasks of shop on {engine}\+\S+, queues default, email, "
         rf"2 at a time \({processes} process(es)? x {threads} threads?\)\n",
         shop.said(worker),
     )
     assert "guest:guest" not in shop.said(worker)
     dropped = {"celery": "CELERY_WORKER_PURGE", "dramatiq": "dramatiq_queue_prefetch"}[engine]
-    warning = f"taskbridge: warning: the workers do not inherit {dropped}: {engine} would obey them\n"
+    warning = f" taskbridge: the workers do not inherit {dropped}: {engine} would obey them\n"
     assert shop.said(worker).count(warning) == 1
 
     shop.send("for i in range(2): hold.send(i)\nmail.send(1)")

@@ -893,7 +893,11 @@ class TestWorkers:
 
         assert len(commands) == 2
         for command in commands:
-            assert command.argv[1:4] == ("-m", "dramatiq", "taskbridge.engines.dramatiq.main:broker")
+            assert command.argv[1:4] == (
+                "-m",
+                "taskbridge.engines.dramatiq.command",
+                "taskbridge.engines.dramatiq.main:broker",
+            )
             assert " ".join(command.argv[4:]) == (
                 "--processes 1 --threads 3 --worker-shutdown-timeout 1000 --queues taskbridge.dramatiq.email --verbose"
             )

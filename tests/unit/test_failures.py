@@ -49,7 +49,7 @@ def test_an_odd_error_is_described_within_bounds(name: str, caplog: pytest.LogCa
     assert 0 < len(failures.traceback_of(error)) <= failures.MOST_TRACEBACK
     assert failures.is_ordinary(error) == (name == "Commands")
     assert (failures.presentable(error) is error) == (name == "Commands")
-    failures.log(logger("taskbridge.test"), logging.ERROR, "task %s failed", "t", error=error)
+    logger("taskbridge.test").error("task %s failed", "t", exc_info=failures.exc_info(error))
     logged = own_text(caplog)
     assert "task t failed" in logged
     assert type(error).__name__ in logged
@@ -67,7 +67,7 @@ def test_an_ordinary_one_is_logged_with_the_exception_and_its_traceback_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     error = _raised(ValueError("no"))
-    failures.log(logger("taskbridge.test"), logging.ERROR, "it failed", error=error)
+    logger("taskbridge.test").error("it failed", exc_info=failures.exc_info(error))
     [record] = own_records(caplog)
     assert record.exc_info is not None
     assert record.exc_info[1] is error

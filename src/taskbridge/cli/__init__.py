@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Sequence
 
+from taskbridge import log_output
 from taskbridge._version import __version__
 from taskbridge.bridge import Bridge
 from taskbridge.cli import (
@@ -24,7 +26,7 @@ from taskbridge.cli import (
     web,
     worker,
 )
-from taskbridge.cli.output import say
+from taskbridge.cli.output import said_by, say
 from taskbridge.exceptions import BrokerUnavailable, NotInstalledError, StoreUnavailable, TaskBridgeError
 
 _DESCRIPTION = """\
@@ -116,10 +118,10 @@ def main(argv: Sequence[str] | None = None, *, more: Sequence[command.Command] =
         text = str(exc)
         if isinstance(exc, BrokerUnavailable) and not isinstance(exc, StoreUnavailable):
             text = exc.problem  # what became of a message is of no interest here
-        say(text.strip().partition("\n")[0])
+        _fail(text.strip().partition("\n")[0])
         return 2
     except ImportError as exc:  # a library that is too old, or half installed; an application's own is a LoadError
-        say(f"{exc.name or 'a library'} can't be imported: {exc}")
+        _fail(f"{exc.name or 'a library'} can't be imported: {exc}")
         return 2
     except KeyboardInterrupt:
         return _CTRL_C
@@ -127,6 +129,13 @@ def main(argv: Sequence[str] | None = None, *, more: Sequence[command.Command] =
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's own flush fails too
         return 1
     return code
+
+
+def _fail(text: str) -> None:
+    """Say why a command can't be done: for people, unless its log is for programs."""
+    if log_output.is_plain():
+        said_by.clear()
+    say(text, logging.ERROR)
 
 
 def _parser(known: Sequence[command.Command] = _COMMANDS) -> command.Parser:

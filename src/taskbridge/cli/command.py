@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import math
+import os
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -13,11 +14,12 @@ from functools import partial
 from inspect import cleandoc
 from typing import Any, NoReturn, TypeAlias
 
-from taskbridge import Bridge, default_bridge
-from taskbridge.cli.output import LAYOUT, print_json
+from taskbridge import Bridge, default_bridge, log_output
+from taskbridge.cli.output import LAYOUT, print_json, said_by
 from taskbridge.engines.base import APP_VARIABLE
 from taskbridge.exceptions import TaskBridgeError
 from taskbridge.loading import app_of_environment, load_bridge
+from taskbridge.log_output import CONFIG_VARIABLE, FORMAT_VARIABLE, FORMATS
 from taskbridge.logs import escaped
 from taskbridge.remedies import COMMANDS, instead
 
@@ -154,6 +156,19 @@ LOG_LEVEL = argument(
     help="default: INFO",
 )
 
+LOG_FORMAT = argument(
+    "--log-format",
+    choices=FORMATS,
+    metavar="FORMAT",
+    help=f"text or json, one record a line; default: {FORMAT_VARIABLE}, else text",
+)
+LOG_CONFIG = argument(
+    "--log-config",
+    metavar="FILE",
+    help=f"a JSON or TOML file for logging.config.dictConfig, in the place of both; default: {CONFIG_VARIABLE}",
+)
+LOG_ARGUMENTS = (LOG_LEVEL, LOG_FORMAT, LOG_CONFIG)
+
 # The bridge
 
 
@@ -184,6 +199,19 @@ def app_bridge(arguments: Namespace) -> Bridge:
     if arguments.app is None:
         name = arguments.command
         raise UsageError(f"{name}: which MODULE declares the tasks? Such as: taskbridge {name} shop.tasks")
+    return bridge
+
+
+def logging_bridge(arguments: Namespace) -> Bridge:
+    """Return the application's bridge, as `app_bridge` does, and log as the `LOG_ARGUMENTS` say, also for children."""
+    for variable, given in ((FORMAT_VARIABLE, arguments.log_format), (CONFIG_VARIABLE, arguments.log_config)):
+        if given is not None:
+            os.environ[variable] = given
+    with log_output.set_up(arguments.log_level):
+        said_by[:] = [log_output.own_lines()]
+        bridge = app_bridge(arguments)
+        log_output.process.engine = bridge.settings.url.engine
+    said_by[:] = [log_output.own_lines()]
     return bridge
 
 

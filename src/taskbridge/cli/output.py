@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -26,9 +27,15 @@ _SHOW_S: Final = 0.1  # how often a bar of progress is drawn anew
 _UNITS = ((86400.0, "day"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
-def say(text: str) -> None:
-    """Write a line about what the command does to stderr, where logs go."""
-    print(f"taskbridge: {escaped(text)}", file=sys.stderr, flush=True)
+said_by: list[logging.Logger] = []  # the logger of a command that logs; of others none
+
+
+def say(text: str, level: int = logging.INFO) -> None:
+    """Write a line about what the command does to stderr, or to the log if it has one."""
+    for logger in said_by:
+        logger.log(level, "%s", escaped(text))
+    if not said_by:
+        print(f"taskbridge: {escaped(text)}", file=sys.stderr, flush=True)
 
 
 def line(text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import threading
 from argparse import ArgumentTypeError, Namespace
@@ -181,7 +180,10 @@ def _utc(moment: datetime) -> str:
 
 
 @cli.command(
-    "scheduler", "send what schedules say, and run nothing", cli.MODULE, cli.URL, cli.LOG_LEVEL, opens=cli.app_bridge
+    "scheduler",
+    "send what schedules say, and run nothing",
+    *(cli.MODULE, cli.URL, *cli.LOG_ARGUMENTS),
+    opens=cli.logging_bridge,
 )
 def scheduler(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Send what the schedules of MODULE say, and run nothing.
@@ -197,7 +199,6 @@ def scheduler(bridge: Bridge, arguments: Namespace) -> cli.Output:
     cli.checked_server(bridge, "a worker")
     cli.check_has_tasks(bridge, arguments.app)
     names = [each.name for each in bridge.schedules.list()]
-    logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     stop = locks.Event()
 
     def obey(number: int, frame: FrameType | None) -> None:

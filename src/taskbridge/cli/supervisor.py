@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import selectors
 import signal
@@ -66,7 +67,7 @@ class Supervisor:
     env: Mapping[str, str]  # variables for all of them, over this process's environment
     processes: int  # how many report that they are ready, in all
     grace_s: float
-    say: Callable[[str], None]  # told what happens, a line at a time
+    say: Callable[..., None]  # told what happens, a line at a time, and its level if it is not INFO
     watched: Sequence[Path] = ()  # the folders in which a change of a Python file starts the workers anew
     _workers: list[_Worker] = field(default_factory=list[_Worker], init=False)
     _stopping: bool = field(default=False, init=False)
@@ -132,7 +133,8 @@ class Supervisor:
         if worker.process is not None and worker.process.poll() is not None:
             self._ended(worker, worker.process.pid, worker.process.returncode, now)
         elif worker.process is not None and worker.kill_at is not None and worker.kill_at <= now:
-            self.say(f"worker {worker.process.pid} did not end within {self.grace_s + SLACK_S:g} s: killed")
+            within = f"within {self.grace_s + SLACK_S:g} s"
+            self.say(f"worker {worker.process.pid} did not end {within}: killed", logging.WARNING)
             self._kill(worker)
         if worker.start_at is not None and worker.start_at <= now:
             self._start(worker, now)
@@ -162,20 +164,21 @@ class Supervisor:
                     each.start_at = None if self._stopping else now
         if self._stopping:
             if code not in (0, -signal.SIGTERM):
-                self.say(f"worker {pid} ended with {_named(code)}")
+                self.say(f"worker {pid} ended with {_named(code)}", logging.WARNING)
                 self._code = max(self._code, 1)
         elif worker.retires:
             self.say(f"worker {pid} has retired{'' if code == 0 else f' with {_named(code)}'}")
         elif asked:
             worker.start_at = now
         elif code > 0 and worker.starts == 1 and not worker.ready and now - worker.started_at < _LONG_LIFE_S:
-            self.say(f"the worker ended at once, with {_named(code)}; what it wrote before says why")
+            self.say(f"the worker ended at once, with {_named(code)}; what it wrote before says why", logging.ERROR)
             self._code = 2
             self._stop()
         else:
             if now - worker.started_at >= _LONG_LIFE_S:
                 worker.pause_s = _FIRST_PAUSE_S
-            self.say(f"worker {pid} ended with {_named(code)}; starting it again in {worker.pause_s:g} s")
+            pause = f"starting it again in {worker.pause_s:g} s"
+            self.say(f"worker {pid} ended with {_named(code)}; {pause}", logging.WARNING)
             worker.start_at = now + worker.pause_s
             worker.pause_s = min(_LONGEST_PAUSE_S, worker.pause_s * 2)
 
@@ -241,7 +244,7 @@ def _wake_by_signals(selector: selectors.BaseSelector, stack: ExitStack) -> sock
     return sender
 
 
-def _watch(folders: Sequence[Path], sender: socket.socket, say: Callable[[str], None]) -> None:
+def _watch(folders: Sequence[Path], sender: socket.socket, say: Callable[..., None]) -> None:
     """Tell of each change of Python files in these folders; ends with the process."""
     from watchfiles import PythonFilter, watch  # here, for it is an extra, which `taskbridge worker` has looked for
 
@@ -252,7 +255,7 @@ def _watch(folders: Sequence[Path], sender: socket.socket, say: Callable[[str], 
             say(f"{files[0]}{more} changed: starting the workers anew")
             sender.send(bytes([_CHANGED]))
     except (OSError, RuntimeError) as exc:  # the system watches so many files and no more, or a folder is gone
-        say(f"the code is not watched any more: {exc}")
+        say(f"the code is not watched any more: {exc}", logging.WARNING)
 
 
 def _noted(number: int, frame: FrameType | None) -> None:

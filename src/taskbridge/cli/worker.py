@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -33,7 +34,7 @@ def _processors() -> int:
 def _opened(arguments: Namespace) -> Bridge:
     """Return the application's bridge; SIGTERM ends even a container's first process while that is loaded."""
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
-    return cli.app_bridge(arguments)
+    return cli.logging_bridge(arguments)
 
 
 @cli.command(
@@ -68,7 +69,7 @@ def _opened(arguments: Namespace) -> Bridge:
         metavar="MB",
         help="the same for a process that has had MB megabytes of memory after a task; default: never",
     ),
-    cli.LOG_LEVEL,
+    *cli.LOG_ARGUMENTS,
     opens=_opened,
 )
 def worker(bridge: Bridge, arguments: Namespace) -> cli.Output:
@@ -120,7 +121,8 @@ def worker(bridge: Bridge, arguments: Namespace) -> cli.Output:
     )
     say(_banner(bridge, options))
     if dropped := sorted({name for each in commands for name in each.dropped(os.environ)}):
-        say(f"warning: the workers do not inherit {', '.join(dropped)}: {bridge.settings.url.engine} would obey them")
+        text = f"the workers do not inherit {', '.join(dropped)}: {bridge.settings.url.engine} would obey them"
+        say(text, logging.WARNING)
     _warn_if_away("the broker", bridge.broker)
     with suppress(BrokerUnavailable):
         bridge.check_priorities()
@@ -129,7 +131,7 @@ def worker(bridge: Bridge, arguments: Namespace) -> cli.Output:
     with suppress(BrokerUnavailable):  # which was said
         queues = options.queues or bridge.queues()
         for text in others(bridge, options.app, queues, is_started=True, timeout_s=_PING_S):
-            say(f"warning: {text}")
+            say(text, logging.WARNING)
     bridge.close()  # nothing of it is for the workers, which are not forked but started
     return cli.Output(code=supervisor.run())
 
@@ -160,7 +162,7 @@ def _warn_if_away(name: str, place: Broker | Store) -> None:
     except StoreNotReady:
         raise
     except BrokerUnavailable as exc:
-        say(f"{name} does not answer yet, the workers keep trying: {exc.problem}")
+        say(f"{name} does not answer yet, the workers keep trying: {exc.problem}", logging.WARNING)
 
 
 def _banner(bridge: Bridge, options: WorkerOptions) -> str:

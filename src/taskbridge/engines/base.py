@@ -37,6 +37,9 @@ READY_VARIABLE: Final = "TASKBRIDGE_APP_READY"
 INLINE_THREADS: Final = "taskbridge-inline"
 """What the names of the threads begin with in which an inline bridge runs messages, unless their caller does."""
 
+LEVEL_VARIABLE: Final = "TASKBRIDGE_APP_LOG_LEVEL"
+"""The environment variable with the least level that a worker logs, unless the application sets one."""
+
 MOST_TASKS: Final = "TASKBRIDGE_APP_MAX_TASKS"
 MOST_MEMORY: Final = "TASKBRIDGE_APP_MAX_MEMORY"
 """The environment variables that say after how many runs, and with how many MB, a process ends for another one."""

@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from time import monotonic
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from taskbridge import codec, failures
 from taskbridge.brokers.base import Broker, SignBroker, hand_over
@@ -31,7 +31,7 @@ from taskbridge.engines.base import Host
 from taskbridge.engines.cancellations import Cancellations
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, WorkerLost, nearest
 from taskbridge.hooks import Event, HookName
-from taskbridge.logs import logger
+from taskbridge.logs import OncePerMinute, logger, say
 from taskbridge.message import DeadLetter, Message, is_id
 from taskbridge.observing import tell
 from taskbridge.pauses import Pauses
@@ -55,10 +55,14 @@ from taskbridge.stores.states import Row
 from taskbridge.stores.transitions import latest, wait_s
 from taskbridge.vitals import Ended
 
+if TYPE_CHECKING:
+    from taskbridge.dead import DeadLetters
+
 T = TypeVar("T")
 HolderT = TypeVar("HolderT")
 
 _log = logger("taskbridge.worker")
+_unknown: Final = OncePerMinute()  # which unknown tasks were logged
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
@@ -128,6 +132,7 @@ class BoundTask(Runner):
         cancellations: What is known of cancelled messages.
         pauses: What is known to be paused; None without a store.
         stopping: Set once this process's worker stops.
+        dead: The dead letters, which say what may be shown of an error.
         ended: Where verdicts are noted that were carried out.
     """
 
@@ -138,6 +143,7 @@ class BoundTask(Runner):
     cancellations: Cancellations
     pauses: Pauses | None
     stopping: threading.Event
+    dead: DeadLetters
     ended: Sequence[deque[Ended]] = ()
 
 
@@ -169,6 +175,7 @@ def bind(host: Host, task: str) -> BoundTask:
         cancellations=cancellations,
         pauses=host.pauses,
         stopping=host.stopping,
+        dead=host.dead,
     )
 
 
@@ -271,8 +278,8 @@ def _if_readable(newest: Message, message: Message) -> Message:
             codec.loads_array(newest.args_json)
             codec.loads_object(newest.kwargs_json)
         except DecodeError as exc:
-            text = "task %s id %s: the arguments that its record has can't be read, so its own count: %s"
-            _log.error(text, message.task, message.id, exc)
+            text = "has a record whose arguments can't be read, so its own count: %s"
+            say(_log, logging.ERROR, message, text, exc)
             return message
     return newest
 
@@ -286,7 +293,7 @@ def finish(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
     marks = task.marks
     if marks is not None:
         if not _persist(task, marks.still_ours, message):
-            _log.warning("task %s id %s attempt %d ended, but was taken for lost meanwhile: ignored", *_names(message))
+            say(_log, logging.WARNING, message, "ended, but was taken for lost meanwhile: ignored")
             return verdict
         if isinstance(verdict, GivenBack):
             _persist(task, marks.given_back, message)
@@ -328,7 +335,7 @@ def _decided_before(task: BoundTask, message: Message, *, redelivered: bool) -> 
         claim = Claim.ENDED
     if claim is Claim.RUN:
         return None
-    _log.warning("task %s id %s attempt %d was delivered again: %s", *_names(message), claim.value)
+    say(_log, logging.WARNING, message, "was delivered again: %s", claim.value)
     if claim is Claim.ENDED:
         return NotRun("ended before")
     if claim is Claim.RUNNING:
@@ -402,12 +409,11 @@ def settle(task: BoundTask, message: Message, verdict: Verdict) -> None:
     match verdict:
         case Done(value, _, problem):
             if problem:
-                _log.warning("task %s id %s attempt %d has a result that can't be kept: %s", *_names(message), problem)
+                say(_log, logging.WARNING, message, "has a result that can't be kept: %s", problem)
             if hooks.of["succeeded"]:
                 hooks.call(_event(task, "succeeded", message, result=value))
         case RunAgain(after_s, error):
-            what = failures.type_of(type(error)).rpartition(".")[2]
-            _log.warning("task %s id %s attempt %d failed (%s), next in %.3f s", *_names(message), what, after_s)
+            _say_failed(task, message, error, after_s=after_s)
             following = message.next_attempt(error)
             # A worker may have died just after it had parked the next attempt. So what is parked in its place tells
             # whoever takes it to look at the marks, and of the two, one runs (rule A7).
@@ -415,17 +421,32 @@ def settle(task: BoundTask, message: Message, verdict: Verdict) -> None:
             hooks.call(_event(task, "retrying", message, error=error, delay_s=after_s))
         case Dead(reason, error):
             if error is None:
-                _log.error("task %s id %s attempt %d is dead: %s", *_names(message), reason)
+                say(_log, logging.ERROR, message, "is dead: %s", reason)
             else:
-                text = "task %s id %s attempt %d is dead: %s"
-                failures.log(_log, logging.ERROR, text, *_names(message), reason, error=error)
+                _say_failed(task, message, error, reason=reason)
             bury(task, letter_of(message, reason=reason, error=error, now=task.now()))
             hooks.call(_event(task, "dead", message, error=error, reason=reason))
         case Discarded(reason):
-            _log.info("task %s id %s attempt %d discarded: %s", *_names(message), reason)
+            say(_log, logging.INFO, message, "discarded: %s", reason)
             hooks.call(_event(task, "discarded", message, reason=reason))
         case GivenBack():
-            _log.info("task %s id %s attempt %d was interrupted and is requeued", *_names(message))
+            say(_log, logging.INFO, message, "was interrupted and is requeued")
+
+
+def _say_failed(
+    task: BoundTask, message: Message, error: BaseException, *, reason: str = "", after_s: float | None = None
+) -> None:
+    """Log what was raised and where; when it runs again, or that the message is dead, with the traceback (rule LG2)."""
+    info, told, traceback = ErrorInfo.of(error), error, None
+    if task.dead.redacts:
+        shown = task.dead.shown(letter_of(message, reason=reason, error=error, now=task.now()))
+        info, told, traceback = shown.error or ErrorInfo(type="an error", message="hidden"), None, shown.traceback
+    words = info.type, f": {info.message}" if info.message else "", failures.place_of(error)
+    if after_s is None:
+        text = "is dead: %s: %s%s%s"
+        say(_log, logging.ERROR, message, text, reason, *words, error=told, traceback=traceback)
+    else:
+        say(_log, logging.WARNING, message, "failed: %s%s%s, runs again in %.3f s", *words, after_s)
 
 
 def _event(task: BoundTask, name: HookName, message: Message, **facts: Any) -> Event:
@@ -451,9 +472,9 @@ def _record(task: BoundTask, message: Message, verdict: Verdict) -> State | None
     except NotSettledError:
         raise
     except BrokerUnavailable as exc:  # its next start will tell
-        _log.warning("task %s id %s attempt %d is given back unrecorded: %s", *_names(message), exc.problem)
-    except Exception:
-        _log.exception("task %s id %s attempt %d: what became of it is not recorded", *_names(message))
+        say(_log, logging.WARNING, message, "is given back unrecorded: %s", exc.problem)
+    except Exception as exc:
+        say(_log, logging.ERROR, message, "ended, but what became of it is not recorded", error=exc)
     return None
 
 
@@ -532,12 +553,12 @@ def put_off_unknown(host: Host, message: Message, *, redelivered: bool = False) 
         _ended(host.bound(message.task), message, Dead("unknown_task"))
         return
     wait_s = min(left_s, 30.0, 2.0 ** min(message.waits, 5))
-    if not message.waits:
+    since_then = _unknown.due(message.task, is_new=not message.waits)
+    if since_then is not None:
         known = [each.name for each in host.declarations()]
-        text = "task %s id %s is not known here%s: this worker knows %d tasks; it waits for one that does, up to %.0f s"
-        _log.warning(text, message.task, message.id, nearest(message.task, known), len(known), left_s)
-    else:
-        _log.info("task %s id %s is still not known here, waits %.1f s", message.task, message.id, wait_s)
+        text = "is not known here%s: this worker knows %d tasks; it waits for one that does, up to %.0f s%s"
+        more = f" ... and {since_then} more since" if since_then else ""
+        say(_log, logging.WARNING, message, text, nearest(message.task, known), len(known), left_s, more)
     waiting = suspect(message) if redelivered else message
     later(host, replace(waiting, waits=message.waits + 1, waits_since=since), wait_s)
 
@@ -563,7 +584,7 @@ def not_settled(
         `NotRun` or `Dead`, carried out; or `GivenBack`: the engine requeues the message, for the broker or the store
         was away, which is not counted, or the worker stops.
     """
-    failures.log(_log, logging.ERROR, "task %s id %s attempt %d could not be settled", *_names(message), error=error)
+    say(_log, logging.ERROR, message, "could not be settled", error=error)
     dead = Dead("internal_error", error)
     try:
         unmark(host, [message])
@@ -579,15 +600,15 @@ def not_settled(
     except NotSettledError:
         return GivenBack()
     except Exception as exc:
-        failures.log(_log, logging.ERROR, "task %s id %s attempt %d can't be kept", *_names(message), error=exc)
+        say(_log, logging.ERROR, message, "can't be kept", error=exc)
     try:
         raw = failures.clipped(repr(message), host.settings.max_message_bytes).encode()
         bury_unreadable(host, raw, reason=dead.reason, error=error, message_id=message.id)
         return dead
     except NotSettledError:
         return GivenBack()
-    except Exception:
-        _log.exception("task %s id %s attempt %d can't even be buried, and is requeued", *_names(message))
+    except Exception as exc:
+        say(_log, logging.ERROR, message, "can't even be buried, and is requeued", error=exc)
         (wait or host.stopping.wait)(host.settings.requeue_pause_s)
         return GivenBack()
 
@@ -626,7 +647,7 @@ def bury_unreadable(
     text = ""
     if reason == "internal_error":
         text = failures.traceback_of(error)
-        failures.log(_log, logging.ERROR, "a message of %d bytes is dead: %s", len(raw), reason, error=error)
+        _log.error("a message of %d bytes is dead: %s", len(raw), reason, exc_info=failures.exc_info(error))
     else:
         _log.error("a message of %d bytes is dead: %s: %s", len(raw), reason, error)
     info, now, worker = ErrorInfo.of(error), host.now(), this_process()
@@ -744,10 +765,6 @@ def _persist(host: Host | BoundTask, act: Callable[..., T], *given: object) -> T
             if host.stopping.wait(pause_s):
                 raise NotSettledError(str(exc)) from exc
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
-
-
-def _names(message: Message) -> tuple[str, str, int]:
-    return message.task, message.id, message.attempt
 
 
 def this_process() -> str:

@@ -36,7 +36,7 @@ from taskbridge.engines.pump import BusySigns, Pump
 from taskbridge.engines.settle import Attempts, prepare_marks, this_process, unmark
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
 from taskbridge.hooks import Event
-from taskbridge.logs import logger
+from taskbridge.logs import logger, say
 from taskbridge.message import Message
 from taskbridge.runner import ENDS_S, ORDERLY_S, WATCH_S, Run, Runs
 from taskbridge.schedules.sender import Scheduler
@@ -287,12 +287,8 @@ class WorkerLife:
     def crash(self, stuck: Collection[Run]) -> None:
         """End the process with the runs that are stuck: they are lost, and all else is given back (rule T2)."""
         for run in stuck:
-            _log.critical(
-                "task %s id %s attempt %d is stuck after its time limit: the worker process ends with it",
-                run.message.task,
-                run.message.id,
-                run.message.attempt,
-            )
+            text = "is stuck after its time limit: the worker process ends with it"
+            say(_log, logging.CRITICAL, run.message, text)
         self.runs.allow(ENDS_S)
         self.take_no_more()
         self.drain()

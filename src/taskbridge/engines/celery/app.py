@@ -19,7 +19,7 @@ from celery import signals
 
 from taskbridge import failures
 from taskbridge.declaration import Declaration
-from taskbridge.engines.base import APP_VARIABLE, UNIQUE, Command, Host, WorkerOptions
+from taskbridge.engines.base import APP_VARIABLE, LEVEL_VARIABLE, UNIQUE, Command, Host, WorkerOptions
 from taskbridge.engines.celery import fast, wire
 from taskbridge.engines.celery.carrier import CARRIED, STRATEGY, Carrier, ChildRuns, NotCarried, call_task, is_logged
 from taskbridge.engines.celery.control import Control
@@ -43,8 +43,8 @@ that `CELERY_WORKER_PURGE=1` would delete the queues. Kept are the broker URLs, 
 application may read for a Celery app of its own, Django's checks, and the remote debugger.
 """
 
-_NO_GLOBAL_OPTIONS: Final = ("--broker=", "--result-backend=", "--loader=", "--config=")
-"""Empty, or Celery's command line takes them from the variables BROKER_URL, RESULT_BACKEND, LOADER, CONFIG_MODULE."""
+_GLOBAL_OPTIONS: Final = ("--quiet", "--broker=", "--result-backend=", "--loader=", "--config=")
+"""No banner; and empty, or Celery takes them from the variables BROKER_URL, RESULT_BACKEND, LOADER, CONFIG_MODULE."""
 
 _HEARTBEAT_S: Final = 10
 """After two of these without a sign of life a connection to RabbitMQ is dead; Celery's own default is 120."""
@@ -332,7 +332,7 @@ class CeleryEngine:
     def _command(self, options: WorkerOptions, pool: str, slots: int) -> Command:
         argv = [
             sys.executable,
-            *("-m", "celery", "--app", "taskbridge.engines.celery.main", *_NO_GLOBAL_OPTIONS, "worker"),
+            *("-m", "celery", "--app", "taskbridge.engines.celery.main", *_GLOBAL_OPTIONS, "worker"),
             *("--pool", pool),
             *("--concurrency", str(slots)),
             *("--hostname", f"{self.settings.namespace}-{UNIQUE}@%h"),
@@ -340,7 +340,7 @@ class CeleryEngine:
             *("--without-gossip", "--without-mingle"),
             *(("--queues", ",".join(options.queues)) if options.queues else ()),
         ]
-        env = {APP_VARIABLE: options.app, "TASKBRIDGE_APP_LOG_LEVEL": options.log_level.upper()}
+        env = {APP_VARIABLE: options.app, LEVEL_VARIABLE: options.log_level.upper()}
         if pool == "threads":
             env |= options.limits
         else:  # Celery ends a child by itself, and counts in KiB

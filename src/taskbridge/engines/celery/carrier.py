@@ -342,13 +342,13 @@ def call_task(task: Any, /, *args: Any, **kwargs: Any) -> Any:
 
 
 def is_logged(app: Any, record: logging.LogRecord) -> bool:
-    """Filter the log of Celery's tracer: no ERROR that is in taskbridge's log, too, and nothing of results."""
+    """Filter the log of Celery's tracer: nothing of results, and no failure that is in taskbridge's log, too."""
     about: Any = record.args
     task = app.tasks.get(str(about.get("name"))) if isinstance(about, dict) else None
     is_own = task is not None and task.Strategy == STRATEGY
     if is_own and "return_value" in about:
         about["return_value"] = "None"
-    return not is_own or about.get("description") != "raised unexpected"
+    return not is_own or "return_value" in about or about.get("description") == "INTERNAL ERROR"
 
 
 def _told(verdict: Verdict) -> Verdict | Exception:

@@ -37,7 +37,7 @@ from taskbridge.engines.celery.stock import (
 from taskbridge.engines.celery.surplus import Surplus
 from taskbridge.engines.celery.wire import native_queue
 from taskbridge.exceptions import BrokerUnavailable, CodecError, NewerFormError
-from taskbridge.logs import logger
+from taskbridge.logs import logger, say
 from taskbridge.message import Message
 from taskbridge.retry import CancelledVerdict, GivenBack, Verdict
 
@@ -582,7 +582,7 @@ class Consumer(CeleryConsumer):
             return False
         known = self._state_of(read)
         if known is not None:
-            _log.warning("task %s id %s attempt %d was delivered again: %s", read.task, read.id, read.attempt, known)
+            say(_log, logging.WARNING, read, "was delivered again: %s", known)
         if known == settle.ENDED:
             self._acknowledge(message.ack_log_error)
         elif known == settle.RUNNING:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from typing import Any
 
+from celery.apps import worker as command_line
 from celery.signals import setup_logging
 
 from taskbridge.loading import worker_bridge
 
 
-def _log_unless_the_application_does(loglevel: int, format: str, **_: Any) -> None:
-    """Log to standard error, or as the application has set it up. As this listens, Celery itself sets up nothing."""
-    logging.basicConfig(level=loglevel, format=format, stream=sys.__stderr__)
+def _say_nothing(*_: Any) -> None:
+    """Be silent where Celery prints that it was told to stop: whoever has sent the signal says so."""
 
 
-app: Any = worker_bridge().native
-setup_logging.connect(_log_unless_the_application_does, weak=False)
+def _is_set_up(**_: Any) -> None:
+    """Do nothing: logging is set up by now, and as this listens, Celery itself sets up nothing."""
+
+
+app: Any = worker_bridge("celery").native
+setup_logging.connect(_is_set_up, weak=False)
+command_line.safe_say = _say_nothing  # it writes past the log, from a signal handler

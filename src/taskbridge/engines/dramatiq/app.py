@@ -11,7 +11,7 @@ from dramatiq import Worker
 from dramatiq.middleware import CurrentMessage, Middleware, default_middleware
 
 from taskbridge.declaration import Declaration
-from taskbridge.engines.base import APP_VARIABLE, Command, Host, WorkerOptions
+from taskbridge.engines.base import APP_VARIABLE, LEVEL_VARIABLE, Command, Host, WorkerOptions
 from taskbridge.engines.dramatiq.broker import EngineBroker
 from taskbridge.engines.dramatiq.deliveries import Reception, TaskActor
 from taskbridge.engines.dramatiq.wire import MemoryWire, native_queue
@@ -76,15 +76,14 @@ class DramatiqEngine:
         queues = [self._native_queue(queue) for queue in options.queues]
         argv = [
             sys.executable,
-            *("-m", "dramatiq", "taskbridge.engines.dramatiq.main:broker"),
+            *("-m", "taskbridge.engines.dramatiq.command", "taskbridge.engines.dramatiq.main:broker"),
             *("--processes", "1"),
             *("--threads", str(options.threads)),
             *("--worker-shutdown-timeout", str(_SHUTDOWN_MS)),
             *(("--queues", *queues) if queues else ()),
             *(("--verbose",) if options.log_level.upper() == "DEBUG" else ()),
         ]
-        level = options.log_level.upper()
-        env = {APP_VARIABLE: options.app, "TASKBRIDGE_APP_LOG_LEVEL": level, **options.limits}
+        env = {APP_VARIABLE: options.app, LEVEL_VARIABLE: options.log_level.upper(), **options.limits}
         return [Command(argv=tuple(argv), env=env, drops="dramatiq_", keeps=_KEPT_VARIABLES)] * options.processes
 
     @contextmanager

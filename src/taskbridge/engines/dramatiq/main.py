@@ -6,4 +6,4 @@ from typing import Any
 
 from taskbridge.loading import worker_bridge
 
-broker: Any = worker_bridge().native
+broker: Any = worker_bridge("dramatiq").native
