@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Final
 
 from taskbridge.bridge import Bridge, default_bridge
-from taskbridge.engines.base import APP_VARIABLE, READY_VARIABLE, tell_supervisor
+from taskbridge.engines.base import APP_VARIABLE, METRICS_VARIABLE, READY_VARIABLE, tell_supervisor
 from taskbridge.exceptions import TaskBridgeError, nearest
 from taskbridge.hooks import Event
 from taskbridge.schedules import sender
@@ -76,6 +76,10 @@ def worker_bridge() -> Bridge:
         finally:
             root.handlers = root.handlers or handlers
         sender.check(bridge)
+        if METRICS_VARIABLE in os.environ:
+            from taskbridge.metrics.tree import report  # here, for few workers are asked for metrics
+
+            report(bridge)
         _ = bridge.native
     except TaskBridgeError as exc:
         sys.stderr.write(f"taskbridge: {exc}\n")

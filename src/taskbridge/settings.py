@@ -467,8 +467,8 @@ class Settings:
 _FIELDS: Final = {each.name.removesuffix("_s"): each for each in fields(Settings)}
 SETTING_KEYS: Final = tuple(_FIELDS)  # the names of all settings
 
-_NOT_SETTINGS: Final = ("TASKBRIDGE_APP", "TASKBRIDGE_TEST_", "TASKBRIDGE_CONTRACT_")
-"""What variables begin with that are no settings: which module a worker loads, and what the tests use."""
+_NOT_SETTINGS: Final = ("TASKBRIDGE_APP", "TASKBRIDGE_METRICS_", "TASKBRIDGE_TEST_", "TASKBRIDGE_CONTRACT_")
+"""What variables begin with that are no settings: what workers are started with, and what the tests use."""
 
 
 def load(given: Mapping[str, Any], *, environ: Mapping[str, str] | None = None) -> tuple[Settings, bool]:

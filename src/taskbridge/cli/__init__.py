@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from taskbridge._version import __version__
 from taskbridge.bridge import Bridge
-from taskbridge.cli import check, command, dead, messages, queues, schedules, store, verify, worker
+from taskbridge.cli import check, command, dead, messages, metrics, queues, schedules, store, verify, worker
 from taskbridge.cli.output import say
 from taskbridge.exceptions import BrokerUnavailable, NotInstalledError, StoreUnavailable, TaskBridgeError
 
@@ -61,6 +61,7 @@ _COMMANDS = (
     queues.queues,
     schedules.schedules,
     queues.health,
+    metrics.metrics,
     messages.status,
     messages.cancel,
     dead.dead,

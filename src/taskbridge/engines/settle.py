@@ -390,7 +390,7 @@ def settle(task: BoundTask, message: Message, verdict: Verdict) -> None:
         case RunAgain(after_s, error):
             what = failures.type_of(type(error)).rpartition(".")[2]
             _log.warning("task %s id %s attempt %d failed (%s), next in %.3f s", *_names(message), what, after_s)
-            following = message.next_attempt(error)
+            following = replace(message.next_attempt(error), due_at=task.now() + after_s)
             # A worker may have died just after it had parked the next attempt. So what is parked in its place tells
             # whoever takes it to look at the marks, and of the two, one runs (rule A7).
             later(task, suspect(following) if isinstance(error, WorkerLost) else following, after_s)
