@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import re
+import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +24,16 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from taskbridge import Bridge, BrokerUnavailable, Discard, NotInstalledError, RetryPolicy, UniqueConflict, WorkerLost
+from taskbridge import (
+    Bridge,
+    BrokerUnavailable,
+    Discard,
+    NotInstalledError,
+    RetryPolicy,
+    UniqueConflict,
+    WorkerLost,
+    default_bridge,
+)
 from taskbridge.cli import main
 from taskbridge.engines.base import METRICS_VARIABLE
 from taskbridge.engines.settle import NotRun
@@ -57,8 +68,8 @@ def shop() -> Bridge:
 
 
 def message(**changes: Any) -> Message:
-    given = {"id": "m1", "task": "fine", "queue": "email", "args_json": "[]", "kwargs_json": "{}", "enqueued_at": 1.0}
-    return Message(**{**given, **changes})
+    plain = Message(id="m1", task="fine", queue="email", args_json="[]", kwargs_json="{}", enqueued_at=1.0)
+    return replace(plain, **changes)
 
 
 def counted(bridge: Bridge, *acts: Callable[[Counts], object]) -> dict[str, float]:
@@ -123,7 +134,12 @@ def test_a_wait_counts_from_when_a_run_is_due() -> None:
 
 def test_times_are_in_the_buckets_of_their_lengths() -> None:
     runs = (0.0, 0.001, 0.0011, 3.0, 99_999.0)
-    found = counted(shop(), lambda counts: [counts.ran(message(due_at=0.0), Done(), each, each) for each in runs])
+
+    def work(counts: Counts) -> None:
+        for each in runs:
+            counts.ran(message(due_at=0.0), Done(), each, each)
+
+    found = counted(shop(), work)
 
     for metric, labels in (("run", 'outcome="done",queue="email",task="fine"'), ("wait", 'queue="email",task="fine"')):
         bucket = f"taskbridge_{metric}_seconds_bucket{{%s}}"
@@ -237,8 +253,11 @@ def test_what_was_heard_is_handed_on_without_being_asked() -> None:
 
 
 def test_a_deliverer_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    errors = [OSError("no")]  # one, for the thread goes on after this test
+
     def fail(_: Batch) -> None:
-        raise OSError("no")
+        if errors:
+            raise errors.pop()
 
     counts = Counts(shop(), lambda: fail)
     counts.settled(message(), Done())
@@ -374,6 +393,32 @@ def test_the_command_prints_what_prometheus_reads(capsys: pytest.CaptureFixture[
     monkeypatch.setenv("TASKBRIDGE_SEND_TIMEOUT", "0.2")
     assert main(["metrics"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("port", ["70000", "x", "-1"])
+def test_what_is_no_port_is_refused(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["worker", "shop", f"--metrics-port={port}"]) == 2
+    assert f"it must be a number from 0 to 65535, not {port!r}" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics_shop.py").write_text("from taskbridge import task\n@task\ndef fine() -> None: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TASKBRIDGE_SEND_TIMEOUT", "0.2")
+    former = signal.getsignal(signal.SIGTERM)
+    try:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            words = ["worker", "metrics_shop", "--url", "celery+redis://127.0.0.1:1/0", f"--metrics-port={port}"]
+            assert main(words) == 2
+    finally:
+        signal.signal(signal.SIGTERM, former)
+        default_bridge().reconfigure()
+    assert f"taskbridge: --metrics-port: can't listen on 127.0.0.1, port {port}" in capsys.readouterr().err
 
 
 def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

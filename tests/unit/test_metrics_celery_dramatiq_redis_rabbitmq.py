@@ -99,9 +99,9 @@ class Worker:
         with urlopen(found[1], timeout=60) as answer:
             return samples(answer.read().decode())
 
-    def wait(self, condition: Callable[[], bool]) -> None:
+    def wait(self, condition: Callable[[Worker], bool]) -> None:
         deadline = time.monotonic() + WAIT_S
-        while not condition():
+        while not condition(self):
             assert self.process.poll() is None, self.said()
             assert time.monotonic() < deadline, f"{self.scrape()}\n{self.said()[-5000:]}"
             time.sleep(0.1)
@@ -135,19 +135,19 @@ def test_the_same_program_gives_the_same_metrics(tmp_path: Path, url_of: Callabl
     with ExitStack() as stack:
         workers = {pair: stack.enter_context(started(tmp_path, url_of(pair), store)) for pair in PAIRS}
         for worker in workers.values():
-            worker.wait(lambda worker=worker: "taskbridge: ready\n" in worker.said())
+            worker.wait(lambda at: "taskbridge: ready\n" in at.said())
             calls = [worker.bridge.named(task).call() for task, number in SENT.items() for _ in range(number)]
             worker.bridge.send_many(calls)
         for pair, worker in workers.items():
-            worker.wait(lambda worker=worker: told(worker.scrape()) == EXPECTED)
+            worker.wait(lambda at: told(at.scrape()) == EXPECTED)
             scrapes[pair] = worker.scrape()
             worker.process.send_signal(signal.SIGHUP)  # all processes end, and others take their places
         fine = 'taskbridge_messages_total{queue="email",state="done",task="fine"}'
         for worker in workers.values():
-            worker.wait(lambda worker=worker: "starting the workers anew" in worker.said())
+            worker.wait(lambda at: "starting the workers anew" in at.said())
             worker.bridge.send_many([worker.bridge.named("fine").call() for _ in range(AGAIN)])
         for worker in workers.values():
-            worker.wait(lambda worker=worker: worker.scrape()[fine] == EXPECTED[fine] + AGAIN)
+            worker.wait(lambda at: at.scrape()[fine] == EXPECTED[fine] + AGAIN)
 
     for pair, found in scrapes.items():
         assert found.keys() == scrapes[PAIRS[0]].keys(), pair

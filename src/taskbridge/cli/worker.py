@@ -79,7 +79,7 @@ def _opened(arguments: Namespace) -> Bridge:
         "--metrics-port",
         type=_port,
         metavar="PORT",
-        default=os.environ.get("TASKBRIDGE_METRICS_PORT"),
+        default=os.environ.get("TASKBRIDGE_METRICS_PORT") or None,
         help="serve metrics for Prometheus there; 0: any that is free; default: TASKBRIDGE_METRICS_PORT, else none",
     ),
     cli.argument(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from taskbridge import locks
@@ -106,7 +107,8 @@ class _Heard(Background):
         self.runs: deque[tuple[str, str, type, float, float]] = deque(maxlen=_MOST_HEARD)
         self.ends: deque[tuple[str, str, str, str]] = deque(maxlen=_MOST_HEARD)
         self.sends: deque[tuple[str, str, float]] = deque(maxlen=_MOST_HEARD)
-        self.start()
+        with suppress(RuntimeError):  # the interpreter ends, and no thread is to be had
+            self.start()
 
     def run(self, stop: threading.Event) -> None:
         """Hand on what was heard, once a second."""

@@ -68,10 +68,6 @@ class Totals:
         """Begin at nothing."""
         self._rows = {}
 
-    def describe(self) -> Iterable[Family]:
-        """Return nothing: the registry has no other collector that could count the same."""
-        return ()
-
     def collect(self) -> Iterator[Family]:
         """Yield the metrics for Prometheus' client."""
         from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
