@@ -14,7 +14,7 @@ from typing import Final
 
 from taskbridge import log_output
 from taskbridge.bridge import Bridge, default_bridge
-from taskbridge.engines.base import APP_VARIABLE, LEVEL_VARIABLE, READY_VARIABLE, tell_supervisor
+from taskbridge.engines.base import APP_VARIABLE, LEVEL_VARIABLE, METRICS_VARIABLE, READY_VARIABLE, tell_supervisor
 from taskbridge.exceptions import TaskBridgeError, nearest
 from taskbridge.hooks import Event
 from taskbridge.schedules import sender
@@ -74,6 +74,10 @@ def worker_bridge(engine: str | None = None) -> Bridge:
             bridge = load_bridge(name)
             log_output.process.engine = bridge.settings.url.engine
         sender.check(bridge)
+        if METRICS_VARIABLE in os.environ:
+            from taskbridge.metrics.tree import report  # here, for few workers are asked for metrics
+
+            report(bridge)
         _ = bridge.native
     except TaskBridgeError as exc:
         log_output.own_lines().error("%s", exc)

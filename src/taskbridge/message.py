@@ -83,7 +83,14 @@ def new_id() -> str:
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
-_FRESH: Final[Mapping[str, Any]] = {"waits": 0, "waits_since": None, "redelivered": 0, "requeues": 0, "relayed": False}
+_FRESH: Final[Mapping[str, Any]] = {
+    "waits": 0,
+    "waits_since": None,
+    "redelivered": 0,
+    "requeues": 0,
+    "relayed": False,
+    "due_at": None,
+}
 """What was counted of an attempt, as it is for the next one."""
 
 
@@ -112,6 +119,8 @@ class Message:
         digest: A hash of the arguments, if the sender has chosen the id (rule U6).
         relayed: Whether an outbox has it, or had it: it may be published twice, so its mark is claimed (rule OB1).
         keeps_call: Whether its record tells its arguments and headers.
+        due_at: From when on the attempt was to run, in seconds since the epoch; None for one that was sent without a
+            delay, or by an earlier release.
         plain: The positional and keyword arguments, decoded from JSON but still in the codec's form, if whoever read
             the message had decoded them; nobody changes them.
     """
@@ -137,6 +146,7 @@ class Message:
     digest: str = ""
     relayed: bool = False
     keeps_call: bool = False
+    due_at: float | None = None
     plain: tuple[Sequence[Any], Mapping[str, Any]] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -193,7 +203,8 @@ class Message:
         """Return the message as it starts again at attempt 1 (rule L2), less an expiry before `now` (epoch seconds)."""
         expired = self.expires_at is not None and self.expires_at <= now
         expires_at = None if expired else self.expires_at
-        return replace(self, attempt=1, error=None, expires_at=expires_at, replays=self.replays + 1, **_FRESH)
+        fresh = {**_FRESH, "due_at": now}
+        return replace(self, attempt=1, error=None, expires_at=expires_at, replays=self.replays + 1, **fresh)
 
     def dumps(self) -> str:
         """Return the whole message as JSON, in ASCII: the form in which it is parked or buried."""
@@ -386,6 +397,7 @@ _RARE: Final[Mapping[str, Callable[[Any, str], Any]]] = {
     "digest": _hash,
     "relayed": _flag,
     "keeps_call": _flag,
+    "due_at": _time_or_none,
 }
 """The fields that few messages have, in the order in which they are written, and what reads each."""
 
@@ -394,6 +406,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = dict.fromkeys(_RARE, 0) | {
     "headers": {},
     "error": None,
     "waits_since": None,
+    "due_at": None,
     "unique": "",
     "digest": "",
     "relayed": False,

@@ -173,10 +173,10 @@ class Sending:
     def send_call(self, call: Call[R], *, when: When | None) -> Handle[R]:
         """Send one call, now or later; what `Task.send` and `Task.schedule` do."""
         way = self._way(call.declaration)
-        message = self._message(way, call)
+        wait_s = 0.0 if when is None else _wait_s(when, self._now)
+        message = self._message(way, call, wait_s)
         if when is not None and way.unique is not None and way.unique.debounce_s is not None:
             raise ValueError(f"task {message.task!r} is debounced, which says when it starts: use send, not schedule")
-        wait_s = 0.0 if when is None else _wait_s(when, self._now)
         if call.options.commit is not way.at_once and (hold := self._holding(call.options.commit)) is not None:
             made = way, message, call, _debounced_s(way, wait_s)
             self._checked(*made)
@@ -208,8 +208,9 @@ class Sending:
         with suppress(UniqueConflict):
             self._send(way, replace(message, id=id, headers={**message.headers, **headers}, redelivered=1), call, 0.0)
 
-    def _message(self, way: _Way, call: Call[Any]) -> Message:
+    def _message(self, way: _Way, call: Call[Any], wait_s: float = 0.0) -> Message:
         options, now = call.options, way.clock()
+        wait_s = _debounced_s(way, wait_s)
         args_json, kwargs_json, form = call.encoded()
         expires = way.expires_s if options.expires is None else options.expires
         unique = digest = ""
@@ -229,6 +230,7 @@ class Sending:
             unique=unique,
             digest=digest,
             keeps_call=call.declaration.keeps_call,
+            due_at=now + wait_s if wait_s > 0 else None,
         )
         if options.queue is not None:
             check_known(options.queue, self._bridge.queues())

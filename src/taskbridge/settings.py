@@ -469,10 +469,10 @@ _FIELDS: Final = {each.name.removesuffix("_s"): each for each in fields(Settings
 SETTING_KEYS: Final = tuple(_FIELDS)  # the names of all settings
 
 _NOT_SETTINGS: Final = (
-    *("TASKBRIDGE_APP", "TASKBRIDGE_LOG_FORMAT", "TASKBRIDGE_LOG_CONFIG"),
+    *("TASKBRIDGE_APP", "TASKBRIDGE_LOG_FORMAT", "TASKBRIDGE_LOG_CONFIG", "TASKBRIDGE_METRICS_"),
     *("TASKBRIDGE_TEST_", "TASKBRIDGE_CONTRACT_"),
 )
-"""What variables begin with that are no settings: which module a worker loads, how it logs, and what the tests use."""
+"""What variables begin with that are no settings: how a worker is started and logs, and what the tests use."""
 
 
 def load(given: Mapping[str, Any], *, environ: Mapping[str, str] | None = None) -> tuple[Settings, bool]:

@@ -16,6 +16,7 @@ import pytest
 from celery import signals
 from celery.app import trace
 from kombu.message import Message as KombuMessage
+from prometheus_client import CollectorRegistry
 
 from taskbridge import Bridge
 from taskbridge.engines.celery.carrier import CARRIED, Slots
@@ -25,6 +26,7 @@ from taskbridge.engines.celery.reading import Parts, arguments_in
 from taskbridge.engines.celery.stock import CeleryTask, worker_state
 from taskbridge.engines.celery.wire import AmqpWire
 from taskbridge.message import Message, new_id
+from taskbridge.metrics import observe
 
 kombu_message: Any = KombuMessage
 
@@ -141,6 +143,13 @@ def test_an_error_in_the_turn_of_a_rate_limited_task_stops_no_other(consumer: An
 
 
 def test_it_is_open_where_nobody_listens(way: FastWay, task: Any) -> None:
+    assert way.is_open()
+    assert is_traced_by_celery_alone(task)
+
+
+def test_metrics_leave_it_open(way: FastWay, task: Any) -> None:
+    observe(task.app.engine.host, registry=CollectorRegistry())
+
     assert way.is_open()
     assert is_traced_by_celery_alone(task)
 

@@ -34,7 +34,7 @@ def bury(bridge: Bridge, *messages: Message, **changes: Any) -> None:
 def test_a_replay_begins_a_life_of_its_own() -> None:
     dead = message(attempt=5, error=ErrorInfo(type="ValueError", message="x"), waits=2, waits_since=3.0, redelivered=4)
     again = dead.replayed(now=10.0)
-    assert again == message(replays=1)
+    assert again == message(replays=1, due_at=10.0)
     assert again.replayed(now=10.0).life != again.life != dead.life
 
 

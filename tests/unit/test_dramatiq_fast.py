@@ -13,10 +13,12 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq.middleware import Middleware
+from prometheus_client import CollectorRegistry
 
 from taskbridge import Bridge
 from taskbridge.engines.dramatiq.fast import entry
 from taskbridge.engines.dramatiq.fast.work import WorkQueue
+from taskbridge.metrics import observe
 
 RENAMED = Path(__file__).parent / "renamed_dramatiq"
 
@@ -75,6 +77,18 @@ def test_the_fast_way_is_taken() -> None:
 
     assert isinstance(work, WorkQueue)
     assert told == ["before ring", "after ring", "acknowledged ring"]
+
+
+def test_metrics_leave_the_fast_way() -> None:
+    bridge, registry = Bridge("dramatiq+memory://"), CollectorRegistry()
+    counts = observe(bridge, registry=registry)
+
+    work, _ = run_one(bridge)
+
+    assert isinstance(work, WorkQueue)
+    counts.flush()
+    done = {"task": "ring", "queue": "default", "state": "done"}
+    assert registry.get_sample_value("taskbridge_messages_total", done) == 1
 
 
 def test_the_setting_takes_the_plain_way(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
 import sys
 from argparse import Namespace
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ def _processors() -> int:
     if hasattr(os, "sched_getaffinity"):  # what this process may use, where the system says so
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"it must be a number from 0 to 65535, not {text!r}")
+    return int(text)
 
 
 def _opened(arguments: Namespace) -> Bridge:
@@ -69,6 +76,19 @@ def _opened(arguments: Namespace) -> Bridge:
         metavar="MB",
         help="the same for a process that has had MB megabytes of memory after a task; default: never",
     ),
+    cli.argument(
+        "--metrics-port",
+        type=_port,
+        metavar="PORT",
+        default=os.environ.get("TASKBRIDGE_METRICS_PORT") or None,
+        help="serve metrics for Prometheus there; 0: any that is free; default: TASKBRIDGE_METRICS_PORT, else none",
+    ),
+    cli.argument(
+        "--metrics-host",
+        metavar="HOST",
+        default=os.environ.get("TASKBRIDGE_METRICS_HOST", "127.0.0.1"),
+        help="the address to listen on; default: TASKBRIDGE_METRICS_HOST, else 127.0.0.1",
+    ),
     *cli.LOG_ARGUMENTS,
     opens=_opened,
 )
@@ -94,6 +114,8 @@ def worker(bridge: Bridge, arguments: Namespace) -> cli.Output:
 
     It also sends what the module's schedules say, unless --no-scheduler is given or the setting `scheduler` is off.
 
+    --metrics-port 9100 serves what all its processes count, and what broker and store tell, for Prometheus.
+
     Then: `taskbridge queues MODULE` shows what waits, `taskbridge dead list` what failed for good.
     """
     from taskbridge.cli.supervisor import Supervisor  # here, for the other commands start no process
@@ -111,9 +133,10 @@ def worker(bridge: Bridge, arguments: Namespace) -> cli.Output:
         max_memory_per_child=arguments.max_memory_per_child,
     )
     commands = bridge.worker_commands(options)
+    env = {} if arguments.url is None else {URL_VARIABLE: arguments.url, "TASKBRIDGE_URL": arguments.url}
     supervisor = Supervisor(
         commands=commands,
-        env={} if arguments.url is None else {URL_VARIABLE: arguments.url, "TASKBRIDGE_URL": arguments.url},
+        env=env,
         processes=options.processes,
         grace_s=bridge.settings.grace_s,
         say=say,
@@ -133,7 +156,23 @@ def worker(bridge: Bridge, arguments: Namespace) -> cli.Output:
         for text in others(bridge, options.app, queues, is_started=True, timeout_s=_PING_S):
             say(text, logging.WARNING)
     bridge.close()  # nothing of it is for the workers, which are not forked but started
-    return cli.Output(code=supervisor.run())
+    with ExitStack() as stack:
+        if arguments.metrics_port is not None:
+            env |= _serve_metrics(bridge, arguments, stack)
+        return cli.Output(code=supervisor.run())
+
+
+def _serve_metrics(bridge: Bridge, arguments: Namespace, stack: ExitStack) -> dict[str, str]:
+    """Serve metrics until the stack ends; return the variables by which workers know where to send what they count."""
+    from taskbridge.metrics.tree import served  # here, for few workers are asked for metrics
+
+    host, port = arguments.metrics_host, arguments.metrics_port
+    try:
+        url, env = stack.enter_context(served(bridge, host=host, port=port))
+    except OSError as exc:
+        raise cli.UsageError(f"--metrics-port: can't listen on {host}, port {port}: {exc.strerror or exc}") from exc
+    say(f"metrics on {url}")
+    return env
 
 
 def _watched(app: str) -> list[Path]:

@@ -34,6 +34,9 @@ APP_VARIABLE: Final = "TASKBRIDGE_APP"
 READY_VARIABLE: Final = "TASKBRIDGE_APP_READY"
 """The environment variable with the path of a FIFO, to which each process that runs tasks writes its id."""
 
+METRICS_VARIABLE: Final = "TASKBRIDGE_APP_METRICS"
+"""The environment variable with the path of the socket to which each process of a worker sends what it has counted."""
+
 INLINE_THREADS: Final = "taskbridge-inline"
 """What the names of the threads begin with in which an inline bridge runs messages, unless their caller does."""
 

@@ -414,7 +414,7 @@ def settle(task: BoundTask, message: Message, verdict: Verdict) -> None:
                 hooks.call(_event(task, "succeeded", message, result=value))
         case RunAgain(after_s, error):
             _say_failed(task, message, error, after_s=after_s)
-            following = message.next_attempt(error)
+            following = replace(message.next_attempt(error), due_at=task.now() + after_s)
             # A worker may have died just after it had parked the next attempt. So what is parked in its place tells
             # whoever takes it to look at the marks, and of the two, one runs (rule A7).
             later(task, suspect(following) if isinstance(error, WorkerLost) else following, after_s)

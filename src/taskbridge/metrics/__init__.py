@@ -1,0 +1,84 @@
+"""Metrics: the same names, labels and counts on both engines, for Prometheus and OpenTelemetry.
+
+`observe` counts what this process sends and runs. `taskbridge worker --metrics-port` adds up the processes of a worker;
+`Gauges` and `taskbridge metrics` read the broker and the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from taskbridge.exceptions import NotInstalledError
+from taskbridge.metrics.counts import Add, Batch, Counts
+from taskbridge.metrics.gauges import Gauges as Gauges
+from taskbridge.metrics.names import BUCKETS_S, COUNTED
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from taskbridge.bridge import Bridge
+
+
+def observe(bridge: Bridge, *, registry: CollectorRegistry | None = None, meter_provider: Any | None = None) -> Counts:
+    """Count what this process sends and runs from here on: in a web process, say, or a worker that was started by hand.
+
+    What is heard is handed on once a second; `flush` of what this returns does it at once.
+
+    Args:
+        bridge: Whose messages are counted.
+        registry: Where Prometheus' client finds it; its default one if None. Its multiprocess mode is supported.
+        meter_provider: OpenTelemetry's `MeterProvider`, which is told instead of a registry.
+
+    Raises:
+        NotInstalledError: prometheus-client is not installed.
+        ValueError: The registry has metrics of these names already.
+    """
+    add = _prometheus(registry) if meter_provider is None else _opentelemetry(meter_provider)
+
+    def deliver(batch: Batch) -> None:
+        for name, labels, values in batch:
+            by_name = dict(zip(COUNTED[name].labels, labels, strict=True))
+            for value in values:
+                add[name](value, by_name)
+
+    counts = Counts(bridge, lambda: deliver)
+    bridge.observers.append(counts)
+    return counts
+
+
+def _prometheus(registry: CollectorRegistry | None) -> dict[str, Add]:
+    try:
+        from prometheus_client import REGISTRY, Counter, Histogram
+    except ModuleNotFoundError as exc:
+        raise NotInstalledError("prometheus-client", "metrics") from exc
+    into = REGISTRY if registry is None else registry
+
+    def made(name: str) -> Add:
+        about = COUNTED[name]
+        if about.is_histogram:
+            histogram = Histogram(name, about.help, about.labels, buckets=BUCKETS_S, registry=into)
+            return lambda value, labels: histogram.labels(**labels).observe(value)
+        counter = Counter(name, about.help, about.labels, registry=into)
+        return lambda value, labels: counter.labels(**labels).inc(value)
+
+    return {name: made(name) for name in COUNTED}
+
+
+def _opentelemetry(provider: Any) -> Mapping[str, Add]:
+    meter = provider.get_meter("taskbridge")
+
+    def made(name: str) -> Add:
+        about = COUNTED[name]
+        if about.is_histogram:
+            buckets = list(BUCKETS_S)
+            histogram = meter.create_histogram(
+                name, unit="s", description=about.help, explicit_bucket_boundaries_advisory=buckets
+            )
+            record: Add = histogram.record
+            return record
+        counter = meter.create_counter(name.removesuffix("_total"), description=about.help)  # exporters add it
+        add: Add = counter.add
+        return add
+
+    return {name: made(name) for name in COUNTED}

@@ -1,0 +1,153 @@
+"""The same program gives the same metrics on the four pairs, from several processes, which may end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.request import urlopen
+from uuid import uuid4
+
+from taskbridge import Bridge
+from tests.metric_samples import samples
+
+PAIRS = ("celery+redis", "dramatiq+redis", "celery+amqp", "dramatiq+amqp")
+WAIT_S = 240.0
+
+SHOP = """
+from taskbridge import Bridge, Discard, RetryPolicy
+
+bridge = Bridge("inline://", queues=["email"], retry=RetryPolicy(max_attempts=2, min_delay=0.1))
+
+@bridge.task(name="fine", queue="email")
+def fine() -> None: ...
+
+@bridge.task(name="fails")
+def fails() -> None:
+    raise OSError
+
+@bridge.task(name="drops")
+def drops() -> None:
+    raise Discard
+
+@bridge.task(name="nightly", cron="0 3 29 2 *")
+def nightly() -> None: ...
+
+@bridge.task(name="sends")
+def sends() -> None:
+    fine.send()
+"""
+
+SENT = {"fine": 20, "fails": 3, "drops": 2, "sends": 4}
+AGAIN = 5  # of `fine`, after all processes were started anew
+
+EXPECTED = {
+    'taskbridge_messages_total{queue="email",state="done",task="fine"}': 24,
+    'taskbridge_messages_total{queue="email",state="sent",task="fine"}': 4,
+    'taskbridge_messages_total{queue="default",state="dead",task="fails"}': 3,
+    'taskbridge_messages_total{queue="default",state="discarded",task="drops"}': 2,
+    'taskbridge_messages_total{queue="default",state="done",task="sends"}': 4,
+    'taskbridge_attempts_total{outcome="done",task="fine"}': 24,
+    'taskbridge_attempts_total{outcome="retried",task="fails"}': 3,
+    'taskbridge_attempts_total{outcome="dead",task="fails"}': 3,
+    'taskbridge_attempts_total{outcome="discarded",task="drops"}': 2,
+    'taskbridge_attempts_total{outcome="done",task="sends"}': 4,
+    'taskbridge_run_seconds_count{outcome="done",queue="email",task="fine"}': 24,
+    'taskbridge_run_seconds_count{outcome="retried",queue="default",task="fails"}': 3,
+    'taskbridge_run_seconds_count{outcome="dead",queue="default",task="fails"}': 3,
+    'taskbridge_run_seconds_count{outcome="discarded",queue="default",task="drops"}': 2,
+    'taskbridge_run_seconds_count{outcome="done",queue="default",task="sends"}': 4,
+    'taskbridge_wait_seconds_count{queue="email",task="fine"}': 24,
+    'taskbridge_wait_seconds_count{queue="default",task="fails"}': 6,
+    'taskbridge_wait_seconds_count{queue="default",task="drops"}': 2,
+    'taskbridge_wait_seconds_count{queue="default",task="sends"}': 4,
+    'taskbridge_send_seconds_count{outcome="sent",queue="email"}': 4,
+    'taskbridge_queue_messages{queue="email",state="waiting"}': 0,
+    'taskbridge_queue_messages{queue="default",state="waiting"}': 0,
+    'taskbridge_paused{queue="email"}': 0,
+    'taskbridge_paused{queue="default"}': 0,
+    'taskbridge_schedule_missed_total{schedule="nightly"}': 0,
+}
+
+
+class Worker:
+    """A worker of two processes on a pair, and a bridge that sends to it."""
+
+    def __init__(self, folder: Path, url: str, store: str) -> None:
+        self.log = folder / f"{uuid4().hex}.log"
+        namespace = f"metrics-{uuid4().hex[:8]}"
+        env = {**os.environ, "TASKBRIDGE_NAMESPACE": namespace, "TASKBRIDGE_STORE": store}
+        words = [sys.executable, "-m", "taskbridge", "worker", "shop", "--url", url, "--processes", "2"]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*words, "--metrics-port", "0"], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        self.bridge = Bridge(url, namespace=namespace, store=store, queues=["email"], routes=[("fine", "email")])
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def scrape(self) -> dict[str, float]:
+        found = re.search(r"metrics on (\S+)", self.said())
+        assert found is not None
+        with urlopen(found[1], timeout=60) as answer:
+            return samples(answer.read().decode())
+
+    def wait(self, condition: Callable[[Worker], bool]) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not condition(self):
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < deadline, f"{self.scrape()}\n{self.said()[-5000:]}"
+            time.sleep(0.1)
+
+
+@contextmanager
+def started(folder: Path, url: str, store: str) -> Generator[Worker]:
+    worker = Worker(folder, url, store)
+    try:
+        yield worker
+    finally:
+        worker.bridge.close()
+        worker.process.terminate()
+        try:
+            worker.process.wait(90)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
+
+
+def told(found: dict[str, float]) -> dict[str, float]:
+    """Return what does not depend on how long something took, or on what a kind of broker knows by queue."""
+    kept = {name: value for name, value in found.items() if "_bucket" not in name and "_sum" not in name}
+    return {name: value for name, value in kept.items() if not re.search('state="(delayed|dead|running)"}', name)}
+
+
+def test_the_same_program_gives_the_same_metrics(tmp_path: Path, url_of: Callable[[str], str]) -> None:
+    (tmp_path / "shop.py").write_text(SHOP)
+    store = url_of("celery+redis").partition("+")[2]
+    scrapes: dict[str, dict[str, float]] = {}
+    with ExitStack() as stack:
+        workers = {pair: stack.enter_context(started(tmp_path, url_of(pair), store)) for pair in PAIRS}
+        for worker in workers.values():
+            worker.wait(lambda at: "taskbridge: ready\n" in at.said())
+            calls = [worker.bridge.named(task).call() for task, number in SENT.items() for _ in range(number)]
+            worker.bridge.send_many(calls)
+        for pair, worker in workers.items():
+            worker.wait(lambda at: told(at.scrape()) == EXPECTED)
+            scrapes[pair] = worker.scrape()
+            worker.process.send_signal(signal.SIGHUP)  # all processes end, and others take their places
+        fine = 'taskbridge_messages_total{queue="email",state="done",task="fine"}'
+        for worker in workers.values():
+            worker.wait(lambda at: "starting the workers anew" in at.said())
+            worker.bridge.send_many([worker.bridge.named("fine").call() for _ in range(AGAIN)])
+        for worker in workers.values():
+            worker.wait(lambda at: at.scrape()[fine] == EXPECTED[fine] + AGAIN)
+
+    for pair, found in scrapes.items():
+        assert found.keys() == scrapes[PAIRS[0]].keys(), pair
