@@ -39,11 +39,10 @@ class Open(Generic[T]):
     def pop(self, subject: object) -> T | None:
         """Return the span that was opened for the same object; None if there is none."""
         stack = self._stack()
-        if any(each is subject for each, _ in stack):
-            while (last := stack.pop())[0] is not subject:
-                self._close(last[1])
-            return last[1]
-        return None
+        if stack and stack[-1][0] is not subject and any(each is subject for each, _ in stack):
+            while stack[-1][0] is not subject:
+                self._close(stack.pop()[1])
+        return stack.pop()[1] if stack and stack[-1][0] is subject else None
 
     def innermost(self) -> T | None:
         """Return this thread's innermost span."""

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextvars import Token
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from taskbridge import failures
 from taskbridge._version import __version__
@@ -19,6 +18,7 @@ from taskbridge.observing import Observer, outcome_of
 try:
     from opentelemetry import context, propagate, trace
     from opentelemetry.context import Context
+    from opentelemetry.propagators.textmap import Getter
     from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 except ImportError as _exc:
     raise NotInstalledError("opentelemetry-api", "opentelemetry") from _exc
@@ -56,8 +56,22 @@ def instrument(bridge: Bridge, tracer_provider: TracerProvider | None = None) ->
         getattr(provider, "force_flush", bool)()
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
+class _Texts(Getter[Mapping[str, Any]]):
+    """Reads headers, whose values may be no texts."""
+
+    def get(self, carrier: Mapping[str, Any], key: str) -> list[str] | None:
+        value = carrier.get(key)
+        return [value] if isinstance(value, str) else None
+
+    def keys(self, carrier: Mapping[str, Any]) -> list[str]:
+        return list(carrier)
+
+
+_TEXTS: Final = _Texts()
+_NOWHERE: Final = Context()
+
+
+class _Opened(NamedTuple):
     """A span, and what undoes that it is the current one; None if another tool made it."""
 
     span: Span
@@ -107,7 +121,7 @@ class _Traces(Observer):
     # Runs
 
     def running(self, message: Message, started_at: float) -> None:
-        parent = _context_of(message, Context())  # whatever this thread has been doing
+        parent = _context_of(message, _NOWHERE)  # whatever this thread has been doing
         attributes = self._attributes("process", message.queue, message)
         attributes["taskbridge.attempt"] = message.attempt
         most = self._bridge.bound(message.task).policy.max_attempts
@@ -176,8 +190,7 @@ def _inject(messages: Sequence[Message], where: Context) -> None:
 
 def _context_of(message: Message, otherwise: Context) -> Context:
     """Return the context that a message was sent in, as far as its headers tell."""
-    texts: Mapping[str, Any] = {name: value for name, value in message.headers.items() if isinstance(value, str)}
-    return propagate.extract(texts, otherwise)
+    return propagate.extract(message.headers, otherwise, _TEXTS)
 
 
 def _tell_error(span: Span, error: BaseException | None, reason: str = "") -> None:
