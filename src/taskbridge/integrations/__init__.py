@@ -13,6 +13,8 @@ TOGETHER: Final = "messaging.batch.message_count"
 """The attribute that says how many messages one span is about; both tools use OpenTelemetry's names."""
 
 BAGGAGE: Final = "baggage"
+SYSTEMS: Final = {"amqp": "rabbitmq"}
+"""What both call the brokers that have another name in URLs."""
 
 
 class Open(Generic[T]):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from taskbridge import failures
 from taskbridge._version import __version__
 from taskbridge.exceptions import NotInstalledError
-from taskbridge.integrations import BAGGAGE, TOGETHER, Open, add_baggage
+from taskbridge.integrations import BAGGAGE, SYSTEMS, TOGETHER, Open, add_baggage
 from taskbridge.observing import Observer, outcome_of
 
 try:
@@ -24,7 +24,7 @@ except ImportError as _exc:
     raise NotInstalledError("opentelemetry-api", "opentelemetry") from _exc
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Tracer, TracerProvider
+    from opentelemetry.trace import TracerProvider
     from opentelemetry.util.types import AttributeValue
 
     from taskbridge.bridge import Bridge
@@ -35,25 +35,17 @@ if TYPE_CHECKING:
 LINKED_AFTER_S: Final = 60.0
 """How long after its send a run starts a trace of its own, with a link to the send; until then it is its child."""
 
-_SYSTEMS: Final = {"amqp": "rabbitmq"}
-
 
 def instrument(bridge: Bridge, tracer_provider: TracerProvider | None = None) -> None:
     """Have spans made of what a bridge sends and runs in this process; a second call changes nothing.
 
     Call it in each process that sends and in the module that workers load. Without a provider, the global one is asked.
     """
-    if any(isinstance(each, _Traces) for each in bridge.observers):
-        return
-    traces = _Traces(bridge, trace.get_tracer("taskbridge", __version__, tracer_provider))
-    bridge.observers.append(traces)
-    bridge.on("before_send")(traces.before_send)
-
-    @bridge.on("worker_stopping")
-    def flush(_: Event) -> None:  # pyright: ignore[reportUnusedFunction]
-        """Hand over what is left: children of Celery's pool end without `atexit`."""
-        provider = trace.get_tracer_provider() if tracer_provider is None else tracer_provider
-        getattr(provider, "force_flush", bool)()
+    if not any(isinstance(each, _Traces) for each in bridge.observers):
+        traces = _Traces(bridge, tracer_provider)
+        bridge.observers.append(traces)
+        bridge.on("before_send")(traces.before_send)
+        bridge.on("worker_stopping")(traces.flush)
 
 
 class _Texts(Getter[Mapping[str, Any]]):
@@ -84,9 +76,10 @@ class _Opened(NamedTuple):
 
 
 class _Traces(Observer):
-    def __init__(self, bridge: Bridge, tracer: Tracer) -> None:
+    def __init__(self, bridge: Bridge, provider: TracerProvider | None) -> None:
         self._bridge = bridge
-        self._tracer = tracer
+        self._provider = provider
+        self._tracer = trace.get_tracer("taskbridge", __version__, provider)
         self._open = Open(_Opened.close)
 
     # Sends
@@ -149,6 +142,11 @@ class _Traces(Observer):
                 _tell_error(opened.span, error, getattr(verdict, "reason", ""))
             opened.close()
 
+    def flush(self, _: Event) -> None:
+        """Hand over what is left: children of Celery's pool end without `atexit`."""
+        provider = trace.get_tracer_provider() if self._provider is None else self._provider
+        getattr(provider, "force_flush", bool)()  # which only the SDK's have
+
     def _foreign(self) -> Span | None:
         """Return the span that another tool has made of the run that starts: that one is enough.
 
@@ -164,7 +162,7 @@ class _Traces(Observer):
     def _attributes(self, operation: str, queue: str | None, message: Message | None) -> dict[str, AttributeValue]:
         url = self._bridge.settings.url
         attributes: dict[str, AttributeValue] = {
-            "messaging.system": _SYSTEMS.get(url.broker, url.broker),
+            "messaging.system": SYSTEMS.get(url.broker, url.broker),
             "messaging.operation.name": operation,
             "messaging.operation.type": operation,
             "taskbridge.engine": url.engine,
