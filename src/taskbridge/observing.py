@@ -1,4 +1,4 @@
-"""Observers: what looks on as messages are sent, run and settled, such as metrics do. They change nothing.
+"""Observers: what looks on as messages are sent, run and settled, such as metrics do. They change no outcome.
 
 Where there is none, nothing is measured. An observer is called in the thread that sends or runs; it must be quick, wait
 for nothing, and is not told of what it is not there for: health's probes, and messages that can't be read.
@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from taskbridge.logs import logger
+from taskbridge.retry import CancelledVerdict, Dead, Discarded, Done, RunAgain
 
 if TYPE_CHECKING:
     from taskbridge.message import Message
     from taskbridge.retry import Verdict
+
+Outcome = Literal["done", "retried", "dead", "cancelled", "discarded", "given_back"]
+"""How a run ended, as traces call it."""
 
 _log = logger("taskbridge.observers")
 
@@ -23,10 +27,19 @@ _log = logger("taskbridge.observers")
 class Observer:
     """What is told of messages; each method does nothing until it is overridden. Put one in `Bridge.observers`."""
 
+    def sending(self, messages: Sequence[Message]) -> None:
+        """Hear that messages are about to be sent together; `sent` follows in this thread. It may add to headers."""
+
     def sent(self, messages: Sequence[Message], seconds: float, error: BaseException | None) -> None:
         """Hear that messages were handed to the broker together, or to an outbox, which took so many seconds.
 
         With an error, some or all were not; of many, a `SendError` says which were.
+        """
+
+    def running(self, message: Message, started_at: float) -> None:
+        """Hear that a run starts, at a time in seconds since the epoch by the clock that workers share.
+
+        `ran` follows in this thread, unless the run is interrupted outside the task.
         """
 
     def ran(self, message: Message, verdict: Verdict, started_at: float, seconds: float) -> None:
@@ -43,6 +56,23 @@ class Observer:
         """Hear that a verdict was carried out: the message has ended, waits for its next attempt, or was given back."""
 
 
+def outcome_of(verdict: Verdict) -> tuple[Outcome, BaseException | None]:
+    """Return how a run ended, and what it raised, if that matters: for retries, dead letters and cancelled runs."""
+    match verdict:
+        case Done():
+            return "done", None
+        case RunAgain(_, error):
+            return "retried", error
+        case Dead(_, error):
+            return "dead", error
+        case CancelledVerdict(_, error):
+            return "cancelled", error
+        case Discarded():
+            return "discarded", None
+        case _:
+            return "given_back", None
+
+
 def tell(observers: Sequence[Observer], method: str, *facts: Any) -> None:
     """Tell observers of something; one that fails is logged, and keeps nobody else from hearing of it."""
     for each in tuple(observers):
@@ -54,7 +84,8 @@ def tell(observers: Sequence[Observer], method: str, *facts: Any) -> None:
 
 @contextmanager
 def sending(observers: Sequence[Observer], messages: Sequence[Message]) -> Generator[None]:
-    """Tell observers how long the block takes, which sends messages, and what it raises."""
+    """Tell observers when the block begins, which sends messages, how long it takes, and what it raises."""
+    tell(observers, "sending", messages)
     began = monotonic()
     error: BaseException | None = None
     try:

@@ -87,6 +87,7 @@ class Runner:
         if not self.observers:
             return self._verdict(message)
         started_at, began = self.now(), monotonic()
+        tell(self.observers, "running", message, started_at)
         verdict = self._verdict(message)
         tell(self.observers, "ran", message, verdict, started_at, monotonic() - began)
         return verdict

@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -49,6 +50,7 @@ class Watched:
 
     def __init__(self, python: str, observer: str, url: str, folder: Path) -> None:
         self.python = python
+        self.observer = observer
         self.folder = folder
         namespace = f"watched{uuid4().hex[:8]}"
         self.bridge = Bridge(url, namespace=namespace, lease=20)
@@ -81,9 +83,17 @@ class Watched:
         finally:
             worker.kill()
 
-    def errors(self) -> list[dict[str, str]]:
-        """Return the errors that the tool has noted."""
-        return [json.loads(line) for line in self.noted.read_text().splitlines()]
+    def _noted(self, what: str) -> list[dict[str, str]]:
+        lines = [json.loads(line) for line in self.noted.read_text().splitlines()]
+        return [line for line in lines if line["what"] == what]
+
+    def errors(self) -> list[tuple[str, str, str]]:
+        """Return the errors that tools have noted: the task, the type and the text of each."""
+        return [(each["name"], each["kind"].removeprefix("builtins."), each["text"]) for each in self._noted("error")]
+
+    def count(self, what: str) -> dict[str, int]:
+        """Return how often something was noted of each task: `run`, or `process`."""
+        return dict(Counter(each["name"].removeprefix("watched.") for each in self._noted(what)))
 
     def wait(self, handle: Handle[Any], worker: ProcessWorker) -> str:
         """Wait until a message has ended, and return how."""
@@ -117,19 +127,56 @@ _PAIRS: Final = [
     (("opentelemetry", "celery"), 2),
     (("datadog", "celery"), 1),
     (("datadog", "celery"), 2),
+    # and beside what taskbridge tells them itself
+    (("sentry+sentry-ours", "celery"), 1),
+    (("sentry+sentry-ours", "dramatiq"), 2),
+    (("opentelemetry+ours", "celery"), 2),
+    (("datadog+spans+ours", "celery"), 2),
+    # which is enough
+    (("sentry-alone+sentry-ours", "celery"), 1),
+    (("sentry-alone+sentry-ours", "dramatiq"), 2),
 ]
+_DEAD: Final = ("watched.dead", "ValueError", "on purpose")
+_RUNS: Final = {"done": 1, "dead": 1, "retried": 2, "discarded": 1}
+
+
+def run_all(watched: Watched, threads: int) -> str:
+    """Have a message of each task run, and return what the worker has logged."""
+    with watched.worker(threads) as worker:
+        handles = {name: getattr(watched.tasks, name).send() for name in _ENDED}
+        ended = {name: watched.wait(handle, worker) for name, handle in handles.items()}
+    assert ended == _ENDED
+    return worker.log()
 
 
 @pytest.mark.parametrize(("watched", "threads"), _PAIRS, indirect=["watched"], ids=str)
 def test_a_dead_message_is_one_error_and_a_retried_one_is_none(watched: Watched, threads: int) -> None:
-    with watched.worker(threads) as worker:
-        handles = {name: getattr(watched.tasks, name).send() for name in _ENDED}
-        ended = {name: watched.wait(handle, worker) for name, handle in handles.items()}
+    log = run_all(watched, threads)
 
-    assert ended == _ENDED
-    assert [(each["name"], each["kind"].removeprefix("builtins."), each["text"]) for each in watched.errors()] == [
-        ("watched.dead", "ValueError", "on purpose")
-    ]
+    assert watched.errors() == [_DEAD]
+    if threads > 1 and watched.observer.startswith("opentelemetry"):
+        assert "plain way" in log
+    if "datadog" not in watched.observer:
+        assert watched.count("run") == _RUNS
+    if "sentry-ours" in watched.observer:
+        assert watched.count("process") == _RUNS
+
+
+_ALONE: Final = "opentelemetry-alone+ours"
+
+
+@pytest.mark.parametrize(
+    ("watched", "threads"),
+    [((_ALONE, "celery"), 1), ((_ALONE, "celery"), 2), ((_ALONE, "dramatiq"), 2)],
+    indirect=["watched"],
+    ids=str,
+)
+def test_our_spans_tell_each_attempt_and_leave_the_fast_way_on(watched: Watched, threads: int) -> None:
+    log = run_all(watched, threads)
+
+    assert sorted(watched.errors()) == [_DEAD, ("watched.retried", "KeyError", "'the first time'")]
+    assert watched.count("run") == _RUNS
+    assert "plain way" not in log
 
 
 @pytest.mark.parametrize("watched", [("flower", "celery")], indirect=True, ids=str)
