@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import queue
 import shutil
 import subprocess
@@ -82,7 +83,7 @@ class Browser:
     def _read(self) -> None:
         assert self._process.stdout is not None
         rest = b""
-        while part := self._process.stdout.read1(65536):
+        while part := os.read(self._process.stdout.fileno(), 65536):
             *whole, rest = (rest + part).split(b"\0")
             for each in whole:
                 self._answers.put(json.loads(each))
