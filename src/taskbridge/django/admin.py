@@ -177,6 +177,16 @@ class ShownAdmin(_ModelAdmin):
         user: Any = request.user  # untyped
         return bool(user.has_perm(f"{self.opts.app_label}.{what}"))
 
+    def log_deletions(self, request: HttpRequest, queryset: Any) -> list[Any]:
+        return []  # Django asks for it before it deletes, which may fail
+
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:
+        self.delete_queryset(request, Rows.of(self.model, [obj]))
+
+    def log_deleted(self, request: HttpRequest, rows: QuerySet[Any]) -> None:
+        """Log that these were deleted."""
+        super().log_deletions(request, rows)
+
     def log_acts(self, request: HttpRequest, objects: Iterable[Shown], done: str) -> None:
         """Log and say that something was done with objects."""
         for each in objects:
@@ -249,11 +259,9 @@ class DeadLetterAdmin(ShownAdmin):
             for each in ids:
                 self.say(request, f"{each} {why}")
 
-    def delete_model(self, request: HttpRequest, obj: DeadLetter) -> None:
-        default_bridge().dead.purge(obj.pk)
-
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[DeadLetter]) -> None:
         default_bridge().dead.purge([each.pk for each in queryset])
+        self.log_deleted(request, queryset)
 
 
 @admin.register(Message)
@@ -351,12 +359,10 @@ class ScheduleAdmin(ShownAdmin):
     def save_model(self, request: HttpRequest, obj: Schedule, form: Any, change: bool) -> None:
         form.put()
 
-    def delete_model(self, request: HttpRequest, obj: Schedule) -> None:
-        default_bridge().schedules.delete(obj.pk)
-
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Schedule]) -> None:
         for each in queryset:
             default_bridge().schedules.delete(each.pk)
+            self.log_deleted(request, Rows.of(Schedule, [each]))
 
     @admin.action(description="Pause", permissions=["change"])
     def pause(self, request: HttpRequest, rows: Rows[Schedule]) -> None:
