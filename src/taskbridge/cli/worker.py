@@ -121,6 +121,8 @@ def worker(bridge: Bridge, arguments: Namespace) -> cli.Output:
     say(_banner(bridge, options))
     if dropped := sorted({name for each in commands for name in each.dropped(os.environ)}):
         say(f"warning: the workers do not inherit {', '.join(dropped)}: {bridge.settings.url.engine} would obey them")
+    for text in sys.modules[arguments.app].problems() if arguments.app == DJANGO_APP else ():
+        say(f"warning: {text}")
     _warn_if_away("the broker", bridge.broker)
     with suppress(BrokerUnavailable):
         bridge.check_priorities()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, cast
 
 from django.db import connections
 from django.test import SimpleTestCase
@@ -69,16 +69,17 @@ def run_tasks(bridge: Bridge | None = None, *, raise_errors: bool = True) -> int
         raise_errors: Whether to raise the error of the first message that died, after all have run.
     """
     of, dead, runs = default_bridge() if bridge is None else bridge, list[Event](), 0
-    begins = [(connections[alias], len(connections[alias].run_on_commit)) for alias in connections]
+    callbacks = [cast("list[Any]", connections[alias].run_on_commit) for alias in connections]
+    begins = [len(each) for each in callbacks]
     with of.hooks.added("dead", dead.append):
         is_idle = False
         while not is_idle:
             runs += of.run_until_idle()
             is_idle = True
-            for connection, begin in begins:
-                while len(connection.run_on_commit) > begin:  # a test's transaction is never committed
+            for of_database, begin in zip(callbacks, begins, strict=True):
+                while len(of_database) > begin:  # for a test's transaction is never committed
                     is_idle = False
-                    _, callback, is_robust = connection.run_on_commit.pop(begin)
+                    _, callback, is_robust = of_database.pop(begin)
                     try:
                         callback()
                     except Exception:
