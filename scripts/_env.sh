@@ -221,5 +221,5 @@ newest_django_venv() { # makes .venv-django with the newest Django and what its 
         say "warning: Django 6.1 needs Python 3.12 or newer, and none was found: install one, or put it on PATH as python3.12"
         return 1
     fi
-    other_venv django "$newer" -e '.[all]' 'django==6.1.*' hypothesis psycopg-pool pytest pytest-xdist
+    other_venv django "$newer" -e '.[all]' 'django==6.1.*' gunicorn hypothesis psycopg-pool pytest pytest-xdist
 }

@@ -72,7 +72,7 @@ def database() -> Iterator[None]:
 
 
 class InATestsTransaction(TasksMixin, TestCase):
-    databases = {"default", "archive"}
+    databases = "__all__"
 
     @classmethod
     def setUpTestData(cls) -> None:

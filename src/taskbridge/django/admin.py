@@ -183,9 +183,14 @@ class ShownAdmin(_ModelAdmin):
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
         self.delete_queryset(request, Rows.of(self.model, [obj]))
 
-    def log_deleted(self, request: HttpRequest, rows: QuerySet[Any]) -> None:
-        """Log that these were deleted."""
-        super().log_deletions(request, rows)
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        rows = {each.pk: each for each in queryset}
+        for each in self.remove([*rows]):
+            super().log_deletions(request, Rows.of(self.model, [rows[each]]))
+
+    def remove(self, ids: list[str]) -> Iterable[str]:
+        """Delete what has these ids, and give the ids of those that were there, each after it was deleted."""
+        raise NotImplementedError
 
     def log_acts(self, request: HttpRequest, objects: Iterable[Shown], done: str) -> None:
         """Log and say that something was done with objects."""
@@ -259,9 +264,8 @@ class DeadLetterAdmin(ShownAdmin):
             for each in ids:
                 self.say(request, f"{each} {why}")
 
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[DeadLetter]) -> None:
-        default_bridge().dead.purge([each.pk for each in queryset])
-        self.log_deleted(request, queryset)
+    def remove(self, ids: list[str]) -> Iterable[str]:
+        return default_bridge().dead.purge(ids)
 
 
 @admin.register(Message)
@@ -359,10 +363,8 @@ class ScheduleAdmin(ShownAdmin):
     def save_model(self, request: HttpRequest, obj: Schedule, form: Any, change: bool) -> None:
         form.put()
 
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Schedule]) -> None:
-        for each in queryset:
-            default_bridge().schedules.delete(each.pk)
-            self.log_deleted(request, Rows.of(Schedule, [each]))
+    def remove(self, ids: list[str]) -> Iterable[str]:
+        return filter(default_bridge().schedules.delete, ids)
 
     @admin.action(description="Pause", permissions=["change"])
     def pause(self, request: HttpRequest, rows: Rows[Schedule]) -> None:
