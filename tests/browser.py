@@ -155,10 +155,10 @@ class Browser:
             const found = {_FIND % json.dumps(what)};
             if (document.readyState !== "complete" || !found) return null;
             found.scrollIntoView({{block: "center", behavior: "instant"}});
-            const {{left, top, width, height}} = found.getBoundingClientRect();
+            const {{left, top, width, height}} = found.getClientRects()[0];  // the first line of a link that has several
             const [x, y] = [left + width / 2, top + height / 2];
             const there = document.elementFromPoint(x, y);
-            if (!there || !(found.contains(there) || there.contains(found))) return null;
+            if (!found.contains(there)) return null;
             window.isFormer = {json.dumps(loads)};
             return [x, y];
         }})()"""

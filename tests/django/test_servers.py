@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from taskbridge.contract.ports import free_port
 from tests.django.project import project
-from tests.servers import free_port
 
 
 @pytest.mark.parametrize("pair", ["celery+redis", "dramatiq+redis", "celery+amqp", "dramatiq+amqp"])

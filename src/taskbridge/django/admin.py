@@ -102,6 +102,7 @@ def column(name: str, read: Callable[[Any], Any] | None = None) -> Callable[[Any
     def value(shown: Shown) -> Any:
         return getattr(shown.found, name) if read is None else read(shown.found)
 
+    value.__name__ = name  # which Django makes a class of, for style sheets
     return value
 
 
@@ -170,6 +171,9 @@ class ShownAdmin(_ModelAdmin):
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
     def may(self, request: HttpRequest, what: str) -> bool:
@@ -249,6 +253,9 @@ class DeadLetterAdmin(ShownAdmin):
             return _shown(DeadLetter, object_id, default_bridge().dead.get(object_id))
         return None
 
+    def has_delete_permission(self, request: HttpRequest, obj: DeadLetter | None = None) -> bool:
+        return self.may(request, "delete_deadletter")
+
     def has_replay_permission(self, request: HttpRequest) -> bool:
         return self.may(request, "replay_deadletter")
 
@@ -276,9 +283,6 @@ class MessageAdmin(ShownAdmin):
     search_fields = ("id",)
     search_help_text = "the whole id of a message"
     actions = ("cancel",)
-
-    def has_delete_permission(self, request: HttpRequest, obj: Message | None = None) -> bool:
-        return False  # records go when their time is over
 
     def read(self, request: HttpRequest, page: Page) -> Iterable[Message]:
         found = self.get_object(request, page.query.strip()) if page.query else None
