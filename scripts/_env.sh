@@ -90,6 +90,7 @@ has_program() { # PACKAGE
         redis-server) command -v redis-server > /dev/null || command -v valkey-server > /dev/null ;;
         rabbitmq-server) { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server > /dev/null; } &&
             command -v epmd > /dev/null ;;
+        chromium) command -v chromium > /dev/null || command -v chromium-browser > /dev/null || command -v google-chrome > /dev/null ;;
         openssl) command -v openssl > /dev/null ;;
         procps) command -v ps > /dev/null ;;
         postgresql) compgen -G '/usr/lib/postgresql/*/bin/postgres' > /dev/null || command -v postgres > /dev/null ;;

@@ -58,15 +58,16 @@ class Admin:
         self.page.resize(WIDTHS["wide"])
 
 
-@pytest.fixture(params=["celery+redis", "dramatiq+redis"])
-def admin(request: pytest.FixtureRequest, url_of: Callable[[str], str], tmp_path: Path) -> Iterator[Admin]:
-    pictures = Path(os.environ.get("TASKBRIDGE_TEST_PICTURES", tmp_path)).resolve()
-    port, url = free_port(), url_of(request.param)
-    with project(tmp_path, url) as site, browser(tmp_path / "browser") as page:
+@pytest.fixture(scope="module")
+def admin(url_of: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Admin]:
+    """The shop on one of the targets: on all of them, `test_admin` does without a browser what is done here."""
+    folder, port, url = tmp_path_factory.mktemp("shop"), free_port(), url_of("dramatiq+redis")
+    pictures = Path(os.environ.get("TASKBRIDGE_TEST_PICTURES", folder)).resolve()
+    with project(folder, url) as site, browser(folder / "browser") as page:
         site.env |= {
             "DJANGO_SETTINGS_MODULE": "config.settings",
             "PYTHONPATH": os.pathsep.join((str(SHOP), str(ROOT), str(ROOT / "src"))),
-            "SHOP_DB": str(tmp_path / "shop.sqlite3"),
+            "SHOP_DB": str(folder / "shop.sqlite3"),
             "TASKBRIDGE_URL": url,
             "TASKBRIDGE_NAMESPACE": site.env["SITE_NAMESPACE"],
         }
@@ -147,7 +148,7 @@ def test_whoever_may_acts_in_a_browser(admin: Admin) -> None:
 
 
 def test_whoever_may_only_look_is_shown_no_act_and_no_argument(admin: Admin) -> None:
-    page, letter = admin.page, admin.ids["dead"][0]
+    page, letter = admin.page, admin.ids["dead"][-1]
     page.resize(WIDTHS["narrow"])
     admin.log_in("clerk")
     for path in ("deadletter/", f"deadletter/{letter}/change/", "schedule/", "schedule/remind-owner/change/"):

@@ -107,12 +107,12 @@ def column(name: str, read: Callable[[Any], Any] | None = None) -> Callable[[Any
 
 
 def _error(entry: DeadEntry) -> str:
-    return "" if entry.error is None else f"{entry.error.type}: {entry.error.message}"
+    return "" if entry.error is None else f"{entry.error.type.rpartition('.')[2]}: {entry.error.message}"
 
 
 def _when(entry: ScheduleEntry) -> str:
     zone = f" {entry.timing.timezone}" if isinstance(entry.timing, Cron) else ""
-    return entry.timing.spec.replace(" ", "\N{NO-BREAK SPACE}") + zone
+    return entry.timing.spec.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "\N{NON-BREAKING HYPHEN}") + zone
 
 
 class ShownAdmin(_ModelAdmin):
