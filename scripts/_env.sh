@@ -90,6 +90,7 @@ has_program() { # PACKAGE
         redis-server) command -v redis-server > /dev/null || command -v valkey-server > /dev/null ;;
         rabbitmq-server) { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server > /dev/null; } &&
             command -v epmd > /dev/null ;;
+        chromium) command -v chromium > /dev/null || command -v chromium-browser > /dev/null || command -v google-chrome > /dev/null ;;
         openssl) command -v openssl > /dev/null ;;
         procps) command -v ps > /dev/null ;;
         postgresql) compgen -G '/usr/lib/postgresql/*/bin/postgres' > /dev/null || command -v postgres > /dev/null ;;
@@ -221,5 +222,5 @@ newest_django_venv() { # makes .venv-django with the newest Django and what its 
         say "warning: Django 6.1 needs Python 3.12 or newer, and none was found: install one, or put it on PATH as python3.12"
         return 1
     fi
-    other_venv django "$newer" -e '.[all]' 'django==6.1.*' hypothesis psycopg-pool pytest pytest-xdist
+    other_venv django "$newer" -e '.[all]' 'django==6.1.*' gunicorn hypothesis psycopg-pool pytest pytest-xdist
 }

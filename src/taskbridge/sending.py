@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from itertools import groupby
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
@@ -552,10 +553,15 @@ def _left_s(made: _Made) -> float:
 
 
 def _batches(made: Sequence[tuple[_Made, float]]) -> Iterator[Sequence[tuple[_Made, float]]]:
-    """Return messages, with what is left of their delays, in batches: first those that the broker is not to park."""
+    """Return messages, with what is left of their delays, in batches: first those that the broker is not to park.
+
+    Each batch is for one broker: what was held for a commit may have been sent before another one was diverted to.
+    """
     for is_delayed in (False, True):
-        part = [each for each in made if (each[1] > 0) is is_delayed]
-        yield from (part[start : start + _BATCH] for start in range(0, len(part), _BATCH))
+        of_delay = [each for each in made if (each[1] > 0) is is_delayed]
+        for _, of_broker in groupby(of_delay, lambda each: id(each[0][0].broker)):
+            part = [*of_broker]
+            yield from (part[start : start + _BATCH] for start in range(0, len(part), _BATCH))
 
 
 def _intent(way: _Way, message: Message, wait_s: float, left_s: float) -> Intent:

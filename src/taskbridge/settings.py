@@ -401,7 +401,7 @@ def _commit(value: Any) -> tuple[str, ...] | None:
         return None
     from taskbridge.transactions import checked_commit  # here, for few applications have transactions
 
-    return checked_commit(_words(value))
+    return checked_commit(_words(value) if isinstance(value, str) else value)
 
 
 # The table of settings

@@ -81,7 +81,8 @@ def checked_commit(value: Any) -> tuple[str, ...] | None:
     """
     if value is None:
         return None
-    names = (value,) if isinstance(value, str) else tuple(cast("Iterable[Any]", value))
+    is_one = isinstance(value, str) or not isinstance(value, Iterable)
+    names = (value,) if is_one else tuple(cast("Iterable[Any]", value))
     if not names or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"commit names a database, several, or 'outbox', not {value!r}")
     if len(names) > 1 and OUTBOX[0] in names:

@@ -47,7 +47,7 @@ class Post(Project):
     def relaying(self) -> int:
         """Start a worker that relays and runs nothing, and return its process group."""
         self.worker("--processes", "1", "--queues", "idle")
-        return self._workers[-1].pid
+        return self._processes[-1].pid
 
     def send(self, *words: str, kills: int = 0, twice: int = 0, first: int = 0) -> str:
         """Run the sender, and return what it prints."""

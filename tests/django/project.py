@@ -38,7 +38,7 @@ class Project:
         self.bridge = Bridge(url, namespace=namespace, send_timeout=60)  # to send with
         self._log = folder / "log"
         self._log.touch()
-        self._workers: list[subprocess.Popen[bytes]] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     def run(self, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         """Run a command line to its end."""
@@ -54,9 +54,13 @@ class Project:
 
     def worker(self, *options: str, command: Sequence[str] = ("-m", "taskbridge"), cwd: Path = ROOT) -> None:
         """Start `taskbridge worker`, and wait until it is ready."""
+        self.start(*command, "worker", *options, cwd=cwd, until="taskbridge: ready\n")
+
+    def start(self, *arguments: str, until: str, cwd: Path = ROOT) -> None:
+        """Start Python with these arguments, and wait until the log says something."""
         with self._log.open("ab") as log:
-            worker = subprocess.Popen(
-                [sys.executable, *command, "worker", *options],
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
                 cwd=cwd,
                 env=self.env,
                 stdin=subprocess.DEVNULL,
@@ -64,10 +68,10 @@ class Project:
                 stderr=log,
                 start_new_session=True,
             )
-        self._workers.append(worker)
-        leftovers.end_group(worker.pid)  # if this process is killed
-        self.until(lambda: "taskbridge: ready\n" in self.log() or worker.poll() is not None, "the worker to be ready")
-        assert worker.poll() is None, self.log()
+        self._processes.append(process)
+        leftovers.end_group(process.pid)  # if this process is killed
+        self.until(lambda: until in self.log() or process.poll() is not None, f"{until!r} in the log")
+        assert process.poll() is None, self.log()
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")
@@ -79,15 +83,15 @@ class Project:
             time.sleep(0.02)
 
     def close(self) -> None:
-        for worker in self._workers:
-            if worker.poll() is None:
-                worker.send_signal(signal.SIGTERM)
-        for worker in self._workers:
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self._processes:
             try:
-                worker.wait(60)
+                process.wait(60)
             except subprocess.TimeoutExpired:
-                worker.kill()  # its processes end with it
-                worker.wait()
+                process.kill()  # its processes end with it
+                process.wait()
         self.bridge.close()
 
 

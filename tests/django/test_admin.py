@@ -11,16 +11,20 @@ from uuid import uuid4
 
 import pytest
 import redis
-from django.contrib.admin.models import LogEntry
+from django.contrib.admin import site
+from django.contrib.admin.actions import delete_selected
+from django.contrib.admin.models import DELETION, LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
 from django.db import transaction
-from django.test import Client
+from django.test import Client, RequestFactory
 from django.test.utils import setup_test_environment, teardown_test_environment
 from django.utils.html import escape
 
 from taskbridge import Bridge, DeadEntry, Every, default_bridge
-from taskbridge.exceptions import UnknownSchedule
+from taskbridge.django.admin import Rows
+from taskbridge.django.models import DeadLetter as DeadLetterModel
+from taskbridge.exceptions import BrokerUnavailable, UnknownSchedule
 from taskbridge.message import DeadLetter, Message
 from taskbridge.retry import ErrorInfo
 from tests.django.site.office.tasks import fail, remind, report, reported, tidy
@@ -49,11 +53,17 @@ def database() -> Iterator[None]:
         teardown_test_environment()
 
 
-@pytest.fixture(params=["inline", "celery+redis", "dramatiq+redis"])
-def bridge(request: pytest.FixtureRequest, database: None, url_of: Callable[[str], str]) -> Iterator[Bridge]:
-    """Return the default bridge, on each kind of target that needs no workers here."""
+@pytest.fixture(params=["inline", "celery+redis", "dramatiq+redis", "celery+amqp", "dramatiq+amqp"])
+def bridge(
+    request: pytest.FixtureRequest,
+    database: None,
+    url_of: Callable[[str], str],
+    store_of: Callable[[str], str | None],
+) -> Iterator[Bridge]:
+    """Return the default bridge, on each target; no workers are needed here."""
     url = "inline://?threads=0" if request.param == "inline" else url_of(request.param)
-    with default_bridge().temporarily(url=url, namespace=f"admin-{uuid4().hex}"):
+    namespace = f"admin-{uuid4().hex}"
+    with default_bridge().temporarily(url=url, store=store_of(request.param), namespace=namespace):
         yield default_bridge()
 
 
@@ -438,6 +448,28 @@ def test_schedules_that_were_put_are_deleted(bridge: Bridge) -> None:
     act(client, "schedule", "delete_selected", "put", post="yes")
 
     assert [each.name for each in bridge.schedules.list()] == [TIDY]
+
+
+def test_only_what_was_deleted_is_logged_as_deleted(inline: Bridge) -> None:
+    inline.schedules.put("put", report.call(7), every=60)
+
+    act(browser("all"), "schedule", "delete_selected", "put", "gone", post="yes")
+
+    assert [each for each, _ in logged()] == ["put"]
+    assert LogEntry.objects.get().action_flag == DELETION
+
+
+def test_what_a_broker_that_is_away_does_not_delete_is_not_logged(database: None) -> None:
+    request = RequestFactory().post("/", {"post": "yes"})
+    request.user = User.objects.create_superuser("boss")
+    with (
+        default_bridge().temporarily(url="celery+redis://127.0.0.1:1", send_timeout=0.5),
+        pytest.raises(BrokerUnavailable),
+    ):
+        delete_selected(
+            site.get_model_admin(DeadLetterModel), request, Rows.of(DeadLetterModel, [DeadLetterModel("x")])
+        )
+    assert logged() == []
 
 
 ACTS: Final = (

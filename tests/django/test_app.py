@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,31 @@ def test_a_check_warns_of_a_pool_whose_connections_are_not_checked(
     monkeypatch.setitem(connections.settings["default"], "OPTIONS", {"pool": {"max_size": 4}})
     monkeypatch.setitem(connections.settings["default"], "CONN_HEALTH_CHECKS", health_checks)
     assert ids() == said
+
+
+def test_an_outbox_without_its_table_is_told_with_what_to_do(tmp_path: Path, url_of: Callable[[str], str]) -> None:
+    database = str(tmp_path / "site.sqlite3")
+    with project(tmp_path, url_of("celery+redis"), database=database, TASKBRIDGE_COMMIT="outbox") as site:
+
+        def checked() -> str:
+            done = site.run(sys.executable, "-m", "django", "check", "--database", "default")
+            assert done.returncode == 0, done.stderr
+            return done.stderr
+
+        assert "taskbridge.W003" in checked()
+        assert "Run: manage.py migrate taskbridge" in checked()
+        assert "W003" not in site.run(sys.executable, "-m", "django", "check").stderr, "no database is asked"
+        site.worker("--processes", "1")
+        assert "warning: Sends go to the outbox, and database 'default' has no table" in site.log()
+        site.manage("migrate", "taskbridge")
+        assert "taskbridge." not in checked()
+
+
+def test_a_worker_starts_while_the_database_of_its_outbox_is_away(tmp_path: Path, url_of: Callable[[str], str]) -> None:
+    database = "postgresql://nobody@127.0.0.1:1/none"
+    with project(tmp_path, url_of("celery+redis"), database=database, TASKBRIDGE_COMMIT="outbox") as site:
+        site.worker("--processes", "1")
+        assert "warning: the database does not answer: " in site.log()
 
 
 SETS_UP: str = """

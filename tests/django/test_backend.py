@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 from django.core import checks
 from django.dispatch import Signal
-from django.test import override_settings
+from django.test import modify_settings, override_settings
 from django.utils.timezone import now
 
 from taskbridge import RetryPolicy
@@ -422,6 +422,21 @@ def test_a_bridge_without_a_store_is_an_error() -> None:
         (found,) = task_backends["default"].check()
     assert (found.id, found.level) == ("taskbridge.E101", checks.ERROR)
     assert "TASKBRIDGE['STORE']" in str(found.hint)
+
+
+def test_a_backend_without_the_app_is_an_error() -> None:
+    with modify_settings(INSTALLED_APPS={"remove": "taskbridge.django"}):
+        (found,) = task_backends["default"].check()
+    assert (found.id, found.level) == ("taskbridge.E103", checks.ERROR)
+    assert found.hint == "Add 'taskbridge.django'."
+
+
+def test_options_for_which_no_task_is_decorated_are_a_warning() -> None:
+    second = {"BACKEND": BACKEND, "QUEUES": [], "OPTIONS": {"max_attempts": 1}}
+    with override_settings(TASKS={"default": {"BACKEND": BACKEND, "QUEUES": []}, "second": second}):
+        (found,) = task_backends["second"].check()
+        assert (found.id, found.hint) == ("taskbridge.W103", "They are for tasks decorated with backend='second'.")
+        assert task_backends["default"].check() == []
 
 
 def test_a_queue_that_no_worker_consumes_is_a_warning() -> None:

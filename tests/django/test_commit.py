@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
@@ -112,6 +113,16 @@ def test_many_sends_in_a_transaction_are_published_together(noted: Noted) -> Non
             send(number)
         add.on_commit.send_many(add.call(number, 0) for number in range(5, 10))
     assert noted.batches == [[*range(10)]]
+
+
+def test_what_is_captured_in_a_transaction_is_parted_from_what_is_not(noted: Noted) -> None:
+    with atomic():
+        send(1)
+        with capture_sent() as sent:
+            send(2)
+        send(3)
+    assert noted.log == [1, 3]
+    assert [message.args for message in sent] == [(2, 0)]
 
 
 def test_savepoints_that_are_released_do_not_part_what_is_published_together(noted: Noted) -> None:
@@ -383,7 +394,7 @@ def test_keys_and_ids_are_claimed_on_commit_and_conflicts_are_logged(
     ran: list[int] = []
     caplog.set_level(logging.WARNING, "taskbridge")
 
-    @inline.task(name="single after commit", unique=Unique("number", on_conflict="raise"))
+    @inline.task(name=f"single-{uuid4().hex}", unique=Unique("number", on_conflict="raise"))
     def task(number: int) -> None:
         ran.append(number)
 

@@ -11,8 +11,10 @@ from typing import Any, Final
 import psycopg
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
+from django.core.cache.backends.locmem import LocMemCache
 from django.core.management import call_command
 from django.db import connection, connections, transaction
+from django.test import override_settings
 
 from taskbridge import Bridge, default_bridge
 from taskbridge.engines.base import INLINE_THREADS
@@ -190,9 +192,37 @@ def test_the_thread_that_uses_the_orm_keeps_its_connection_as_the_setting_says(
 
 
 def test_coroutines_that_run_at_a_time_use_the_orm_at_a_time(database: dict[str, Any]) -> None:
+    tasks.meeting.reset()
     with default_bridge().temporarily(url="inline://?threads=2"):
         runs = [tasks.meet.send(), tasks.meet.send()]
         assert len({run.result(timeout=ASK_S) for run in runs}) == 2
+
+
+class NotedCache(LocMemCache):
+    """A cache that tells what becomes of it."""
+
+    log: Final[list[str]] = []
+
+    def __init__(self, name: str, params: dict[str, Any]) -> None:
+        super().__init__(name, params)
+        self.log.append(f"{name} made")
+        self._noted = name
+
+    def close(self, **kwargs: Any) -> None:
+        self.log.append(f"{self._noted} closed")
+
+
+def test_caches_that_runs_use_are_closed_after_each_and_kept_and_others_are_not_made(in_thread: Bridge) -> None:
+    backend = f"{__name__}.NotedCache"
+    names = ("default", "used", "unused")
+    NotedCache.log.clear()
+    with override_settings(CACHES={name: {"BACKEND": backend, "LOCATION": name} for name in names}):
+        for number in range(3):
+            tasks.remember.send(number).result(timeout=ASK_S)
+            tasks.nothing.send().result(timeout=ASK_S)
+
+    assert [each for each in NotedCache.log if "made" in each] == ["used made"]
+    assert NotedCache.log.count("used closed") == 6
 
 
 def test_a_transaction_that_a_run_left_open_is_no_matter_of_the_next_run(in_thread: Bridge) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.core.management import call_command
-from django.db import OperationalError, connection, connections
+from django.db import OperationalError, connection, connections, transaction
 from django.db.transaction import atomic
 
 from taskbridge import Bridge, BrokerUnavailable, NoSuchRecord, Unique, UnsupportedError, default_bridge
@@ -78,6 +79,27 @@ def test_what_many_send_is_inserted_at_once(bridge: Bridge) -> None:
     assert bridge.run_until_idle() == 50
 
 
+def test_it_works_where_every_transaction_is_manual(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(connection.settings_dict, "AUTOCOMMIT", False)
+    outbox = DjangoOutbox(bridge)
+    transaction.set_autocommit(False)
+    try:
+        add.send(1, 0)
+        transaction.rollback()
+        add.send(2, 0)
+        transaction.commit()
+
+        [(key, _)] = outbox.due_entries(most=9, lease_s=600, timeout_s=1)
+        transaction.rollback()  # as a connection that is closed
+        assert outbox.due_entries(most=9, lease_s=600, timeout_s=1) == []
+        outbox.remove_entries([key], timeout_s=1)
+        transaction.rollback()
+        assert held() == []
+    finally:
+        transaction.rollback()
+        transaction.set_autocommit(True)
+
+
 def test_a_delay_counts_from_the_call(bridge: Bridge) -> None:
     began = bridge.now()
     handle = add.schedule(100, 1, 0)
@@ -132,7 +154,7 @@ def test_keys_and_ids_are_claimed_as_they_are_relayed(bridge: Bridge, caplog: py
     ran: list[int] = []
     caplog.set_level(logging.WARNING, "taskbridge")
 
-    @bridge.task(name="single in outbox", unique=Unique("number", on_conflict="raise"))
+    @bridge.task(name=f"single-{uuid4().hex}", unique=Unique("number", on_conflict="raise"))
     def task(number: int) -> None:
         ran.append(number)
 

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.core import mail
 from django.db import connection, transaction
 from django.test import TestCase, TransactionTestCase
 from django.test.utils import setup_databases, teardown_databases
@@ -48,14 +49,31 @@ def order(number: int) -> None:
         transaction.on_commit(partial(pay.send, number))
 
 
+@task
+def register() -> None:
+    """Have a callback on one database register one on the other, and so on."""
+    steps = ["default", "archive", "default", "archive"]
+
+    def step() -> None:
+        if steps:
+            transaction.on_commit(step, using=steps.pop())
+        else:
+            pay.send(1)
+
+    step()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def database() -> Iterator[None]:
     made = setup_databases(verbosity=0, interactive=False)
     yield
     teardown_databases(made, verbosity=0)
+    del mail.outbox  # which Django's test cases leave, and which tells that a test runs
 
 
 class InATestsTransaction(TasksMixin, TestCase):
+    databases = "__all__"
+
     @classmethod
     def setUpTestData(cls) -> None:
         Order.objects.create(number=1)
@@ -162,6 +180,18 @@ class InATestsTransaction(TasksMixin, TestCase):
             self.run_tasks()
 
         assert len(self.sent.of(pay)) == 1
+
+    def test_callbacks_of_one_database_may_register_more_on_another(self) -> None:
+        register.send()
+
+        assert self.run_tasks() == 4
+
+        self.assertSent(pay, 1)
+
+    def test_an_error_of_a_robust_callback_is_kept_from_the_test(self) -> None:
+        transaction.on_commit(partial(int, "no number"), robust=True)
+
+        assert self.run_tasks() == 0
 
     def test_what_a_rolled_back_task_sends_on_commit_is_not_sent(self) -> None:
         order.send(1)  # there is one of this number: the savepoint is rolled back

@@ -56,9 +56,9 @@ class Site:
         self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
         self.at = ""
         self.process: Process = start(*command, f"{port}", cwd=folder, env=env)
-        wait_until(self._is_up, what="the web site", timeout_s=START_TIMEOUT_S, processes=[self.process])
+        wait_until(self.is_up, what="the web site", timeout_s=START_TIMEOUT_S, processes=[self.process])
 
-    def _is_up(self) -> bool:
+    def is_up(self) -> bool:
         try:
             return "The shop" in self.get("/")
         except OSError:

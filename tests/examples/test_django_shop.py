@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -61,6 +62,39 @@ def test_an_order_gets_its_receipt_and_its_refund(
     site.log_in()
     site.refund(order)
     site.wait_for(order, "Refunded", worker)
+
+    assert worker.stop() == 0
+    site.process.stop()
+
+
+@pytest.mark.parametrize("engine", ["celery", "dramatiq"])
+def test_a_changed_task_reloads_the_web_site_and_the_worker(
+    engine: str, redis_server: PrivateRedis, database: Path, start: Start, tmp_path: Path
+) -> None:
+    folder = tmp_path / "shop"
+    shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("*.sqlite3*", ".venv", "__pycache__"))
+    variables = {
+        "TASKBRIDGE_URL": f"{engine}+{redis_server.url}",
+        "TASKBRIDGE_NAMESPACE": f"shop-{uuid4().hex[:8]}",
+        "SHOP_DB": str(database),
+    }
+    worker = start(*PAGE.shown("python manage.py taskbridge worker"), "--watch", cwd=folder, env=variables)
+    site = Site(start, PAGE.shown("python manage.py runserver"), folder, variables)
+    site.wait_for(site.order(1), "Receipt: sent", worker)
+
+    # A site sends the task by its new name, and a worker runs that, only if they have loaded the file again.
+    tasks, processes = folder / "shop" / "tasks.py", [site.process, worker]
+    text = tasks.read_text(encoding="utf-8").replace('@task(queue="email"', '@task(name="new", queue="email"')
+    tasks.write_text(text.replace('f"Your order', 'f"Your new order'), encoding="utf-8")
+    wait_until(
+        lambda: site.process.output.count("Watching for file changes") == 2,
+        what="the web site to start anew",
+        timeout_s=START_TIMEOUT_S,
+        processes=processes,
+    )
+    wait_until(site.is_up, what="the web site", timeout_s=START_TIMEOUT_S, processes=processes)
+    site.wait_for(site.order(1), "Receipt: sent", worker)
+    wait_until(lambda: "Subject: Your new order" in worker.output, what="the mail", timeout_s=START_TIMEOUT_S)
 
     assert worker.stop() == 0
     site.process.stop()

@@ -94,6 +94,7 @@ def test_queues_have_the_type_that_is_set_or_their_own() -> None:
         ("grace", float("inf"), "finite"),
         ("store", "postgres://h", "redis://"),
         ("max_message_bytes", "big", "whole number"),
+        ("commit", 5, "commit names a database, several, or 'outbox', not 5"),
         ("max_message_bytes", 0, "whole number"),
     ],
 )

@@ -146,6 +146,8 @@ def worker(bridge: Bridge, arguments: Namespace) -> cli.Output:
     if dropped := sorted({name for each in commands for name in each.dropped(os.environ)}):
         text = f"the workers do not inherit {', '.join(dropped)}: {bridge.settings.url.engine} would obey them"
         say(text, logging.WARNING)
+    for text in sys.modules[arguments.app].problems() if arguments.app == DJANGO_APP else ():
+        say(text, logging.WARNING)
     _warn_if_away("the broker", bridge.broker)
     with suppress(BrokerUnavailable):
         bridge.check_priorities()

@@ -102,16 +102,17 @@ def column(name: str, read: Callable[[Any], Any] | None = None) -> Callable[[Any
     def value(shown: Shown) -> Any:
         return getattr(shown.found, name) if read is None else read(shown.found)
 
+    value.__name__ = name  # which Django makes a class of, for style sheets
     return value
 
 
 def _error(entry: DeadEntry) -> str:
-    return "" if entry.error is None else f"{entry.error.type}: {entry.error.message}"
+    return "" if entry.error is None else f"{entry.error.type.rpartition('.')[2]}: {entry.error.message}"
 
 
 def _when(entry: ScheduleEntry) -> str:
     zone = f" {entry.timing.timezone}" if isinstance(entry.timing, Cron) else ""
-    return entry.timing.spec.replace(" ", "\N{NO-BREAK SPACE}") + zone
+    return entry.timing.spec.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "\N{NON-BREAKING HYPHEN}") + zone
 
 
 class ShownAdmin(_ModelAdmin):
@@ -172,10 +173,28 @@ class ShownAdmin(_ModelAdmin):
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
     def may(self, request: HttpRequest, what: str) -> bool:
         """Return whether the user has a permission of this app."""
         user: Any = request.user  # untyped
         return bool(user.has_perm(f"{self.opts.app_label}.{what}"))
+
+    def log_deletions(self, request: HttpRequest, queryset: Any) -> list[Any]:
+        return []  # Django asks for it before it deletes, which may fail
+
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:
+        self.delete_queryset(request, Rows.of(self.model, [obj]))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        rows = {each.pk: each for each in queryset}
+        for each in self.remove([*rows]):
+            super().log_deletions(request, Rows.of(self.model, [rows[each]]))
+
+    def remove(self, ids: list[str]) -> Iterable[str]:
+        """Delete what has these ids, and give the ids of those that were there, each after it was deleted."""
+        raise NotImplementedError
 
     def log_acts(self, request: HttpRequest, objects: Iterable[Shown], done: str) -> None:
         """Log and say that something was done with objects."""
@@ -234,6 +253,9 @@ class DeadLetterAdmin(ShownAdmin):
             return _shown(DeadLetter, object_id, default_bridge().dead.get(object_id))
         return None
 
+    def has_delete_permission(self, request: HttpRequest, obj: DeadLetter | None = None) -> bool:
+        return self.may(request, "delete_deadletter")
+
     def has_replay_permission(self, request: HttpRequest) -> bool:
         return self.may(request, "replay_deadletter")
 
@@ -249,11 +271,8 @@ class DeadLetterAdmin(ShownAdmin):
             for each in ids:
                 self.say(request, f"{each} {why}")
 
-    def delete_model(self, request: HttpRequest, obj: DeadLetter) -> None:
-        default_bridge().dead.purge(obj.pk)
-
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[DeadLetter]) -> None:
-        default_bridge().dead.purge([each.pk for each in queryset])
+    def remove(self, ids: list[str]) -> Iterable[str]:
+        return default_bridge().dead.purge(ids)
 
 
 @admin.register(Message)
@@ -264,9 +283,6 @@ class MessageAdmin(ShownAdmin):
     search_fields = ("id",)
     search_help_text = "the whole id of a message"
     actions = ("cancel",)
-
-    def has_delete_permission(self, request: HttpRequest, obj: Message | None = None) -> bool:
-        return False  # records go when their time is over
 
     def read(self, request: HttpRequest, page: Page) -> Iterable[Message]:
         found = self.get_object(request, page.query.strip()) if page.query else None
@@ -351,12 +367,8 @@ class ScheduleAdmin(ShownAdmin):
     def save_model(self, request: HttpRequest, obj: Schedule, form: Any, change: bool) -> None:
         form.put()
 
-    def delete_model(self, request: HttpRequest, obj: Schedule) -> None:
-        default_bridge().schedules.delete(obj.pk)
-
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Schedule]) -> None:
-        for each in queryset:
-            default_bridge().schedules.delete(each.pk)
+    def remove(self, ids: list[str]) -> Iterable[str]:
+        return filter(default_bridge().schedules.delete, ids)
 
     @admin.action(description="Pause", permissions=["change"])
     def pause(self, request: HttpRequest, rows: Rows[Schedule]) -> None:

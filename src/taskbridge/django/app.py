@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import django
 from django.apps import apps
-from django.db import connections
+from django.db import Error, connections
 
+from taskbridge.django import checks
 from taskbridge.loading import LoadError, reason
 
 _PACKAGES: Final = {"site-packages", "dist-packages"}
@@ -22,6 +23,17 @@ def watched() -> list[Path]:
     """Return the folders of the project's own apps, those outside of site-packages, for `--watch`."""
     folders = [Path(each.path).resolve() for each in apps.get_app_configs()]
     return [folder for folder in folders if _PACKAGES.isdisjoint(folder.parts)]
+
+
+def problems() -> list[str]:
+    """Return what system checks say that a worker can go on without."""
+    try:
+        found = [*checks.check_pools(), *checks.check_outbox([*connections])]
+    except Error as exc:
+        return [f"the database does not answer: {str(exc).strip()}"]
+    finally:
+        connections.close_all()
+    return [f"{each.msg} {each.hint}" for each in found]
 
 
 def _set_up() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
-from django.core.checks import register
+from django.core.checks import Tags, register
 from django.utils.module_loading import autodiscover_modules
 
 from taskbridge.bridge import default_bridge
@@ -28,4 +28,5 @@ class TaskbridgeConfig(AppConfig):
             conf.configure(bridge)
         register(checks.check_settings, checks.TAG)
         register(checks.check_pools, checks.TAG)
+        register(checks.check_outbox, checks.TAG, Tags.database)
         autodiscover_modules("tasks")

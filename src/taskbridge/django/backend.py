@@ -18,6 +18,7 @@ from functools import wraps
 from inspect import Parameter, Signature, iscoroutinefunction
 from typing import Any, Final, cast
 
+from django.apps import apps
 from django.conf import settings
 from django.core import checks
 from django.utils import timezone
@@ -91,9 +92,10 @@ _OPTIONS: Final = ("max_attempts", "backoff", "retry", "time_limit", "expires")
 class TaskBackend(BaseTaskBackend):
     """Runs Django's tasks on the default bridge: `TASKS = {"default": {"BACKEND": "taskbridge.django.TaskBackend"}}`.
 
-    `OPTIONS` holds the options of all tasks (those of `BridgeTask`), and in `tasks` those of some by their names:
-    `{"max_attempts": 1, "tasks": {"shop.tasks.report_*": {"time_limit": 60}}}`. The first glob that matches wins over
-    the former, and what the decorator says over both. A task without a policy has the bridge's, which retries.
+    `OPTIONS` holds the options of all tasks that are decorated for it (those of `BridgeTask`), and in `tasks` those of
+    some by their names: `{"max_attempts": 1, "tasks": {"shop.tasks.report_*": {"time_limit": 60}}}`. The first glob
+    that matches wins over the former, and what the decorator says over both. A task without a policy has the bridge's,
+    which retries. `using(backend=...)` changes none of this.
 
     The queue `default` is the bridge's default queue. Priorities below 0 are `low`, 0 is `normal`, 1 to 49 are `high`,
     and the others `critical`; inside a level, what was sent first comes first.
@@ -183,6 +185,12 @@ class TaskBackend(BaseTaskBackend):
         """Return what keeps the backend from what its flags promise: a store, and queues that are known."""
         found: list[checks.CheckMessage] = list(super().check(**kwargs))
         bridge, where = default_bridge(), f"TASKS[{self.alias!r}]"
+        if not apps.is_installed("taskbridge.django"):
+            hint = "Add 'taskbridge.django'."
+            found.append(checks.Error(f"{where}: its app is not in INSTALLED_APPS.", hint, id="taskbridge.E103"))
+        if self.options and _known and all(known.backend != self.alias for known, _ in _known.values()):
+            what, hint = "its OPTIONS have no effect", f"They are for tasks decorated with backend={self.alias!r}."
+            found.append(checks.Warning(f"{where}: {what}.", hint, id="taskbridge.W103"))
         try:
             if bridge.store is None:
                 what, hint = "results need a store", "Set TASKBRIDGE['STORE'], such as 'redis://localhost:6379/0'."

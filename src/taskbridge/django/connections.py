@@ -18,12 +18,14 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
-from django.core.cache import caches
+from django.core.cache import BaseCache, caches
 from django.db import Error, connections
 from django.db.backends.signals import connection_created
+from django.utils.functional import SimpleLazyObject
 
 from taskbridge import locks
 from taskbridge.bridge import Bridge
@@ -44,10 +46,9 @@ def look_after(bridge: Bridge) -> None:
 
     @bridge.on("before_run")
     def before(_: Event) -> None:
-        if not hasattr(_mine, "caches"):
-            _mine.caches = caches.all()  # made here, outside of the run's own context, so that other runs find them
         if is_own():
             _tidy()
+            _keep_caches()
 
     @bridge.around
     def around(_: Context) -> Iterator[None]:
@@ -62,7 +63,7 @@ def look_after(bridge: Bridge) -> None:
         finally:
             orm.end(_tidy)
             _tidy()
-            for each in _mine.caches:
+            for each in _mine.used_caches:
                 each.close()
 
     connection_created.connect(_note_connected)
@@ -70,7 +71,7 @@ def look_after(bridge: Bridge) -> None:
     bridge.celery_fixups = ()  # Celery's own closes all connections around each task, whatever CONN_MAX_AGE says
 
 
-_mine: Final = locks.Local()  # whether this thread has connected; the caches of its runs; the thread for their ORM
+_mine: Final = locks.Local()  # whether this thread has connected; its caches; the thread for its ORM
 
 
 def _note_connected(**_: object) -> None:
@@ -93,6 +94,20 @@ def _tidy() -> None:
             else:
                 each.close_if_unusable_or_obsolete()
                 each.health_check_enabled = True  # until it connects anew
+
+
+def _keep_caches() -> None:
+    """Have the runs of this thread share caches, each made as it is first used: Django has them for each context."""
+    if not hasattr(_mine, "caches"):
+        used = _mine.used_caches = list[BaseCache]()
+
+        def make(alias: str) -> BaseCache:
+            used.append(caches.create_connection(alias))
+            return used[-1]
+
+        _mine.caches = {alias: SimpleLazyObject(partial(make, alias)) for alias in caches}
+    for alias, cache in _mine.caches.items():
+        caches[alias] = cache
 
 
 def _close_pools() -> None:

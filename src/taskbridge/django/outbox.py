@@ -52,7 +52,8 @@ class DjangoOutbox:
             if OutboxEntry._meta.db_table in str(exc):  # all databases name the table that they miss
                 raise BrokerUnavailable(_problem(database, exc)) from exc
             raise
-        if then is not None:
+        connection = connections[database]
+        if then is not None and (connection.in_atomic_block or connection.get_autocommit()):  # else Django refuses
             transaction.on_commit(then, using=database)
 
     def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
@@ -99,6 +100,8 @@ class DjangoOutbox:
         is_kept = not connection.settings_dict["OPTIONS"].get("pool")
         try:
             yield database
+            if not connection.settings_dict["AUTOCOMMIT"] and not connection.in_atomic_block:
+                connection.commit()
         except Error as exc:
             is_kept = False
             raise BrokerUnavailable(_problem(database, exc)) from exc

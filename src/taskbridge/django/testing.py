@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
-from typing import Any, ParamSpec
+from contextlib import ExitStack
+from typing import Any, ParamSpec, cast
 
 from django.db import connections
-from django.test import SimpleTestCase, TestCase
+from django.test import SimpleTestCase
 
 from taskbridge import Bridge, Event, default_bridge
+from taskbridge.logs import logger
 from taskbridge.tasks import Sendable
 from taskbridge.testing import Sent, SentMessage, inline, watch_sent
+
+_log = logger("taskbridge.django")
 
 P = ParamSpec("P")
 
@@ -67,22 +69,23 @@ def run_tasks(bridge: Bridge | None = None, *, raise_errors: bool = True) -> int
         raise_errors: Whether to raise the error of the first message that died, after all have run.
     """
     of, dead, runs = default_bridge() if bridge is None else bridge, list[Event](), 0
+    callbacks = [cast("list[Any]", connections[alias].run_on_commit) for alias in connections]
+    begins = [len(each) for each in callbacks]
     with of.hooks.added("dead", dead.append):
-        while True:
-            with ExitStack() as stack:
-                committed = [stack.enter_context(_commit(alias)) for alias in connections]
-                runs += of.run_until_idle()
-            if not any(committed):
-                break
+        is_idle = False
+        while not is_idle:
+            runs += of.run_until_idle()
+            is_idle = True
+            for of_database, begin in zip(callbacks, begins, strict=True):
+                while len(of_database) > begin:  # for a test's transaction is never committed
+                    is_idle = False
+                    _, callback, is_robust = of_database.pop(begin)
+                    try:
+                        callback()
+                    except Exception:
+                        if not is_robust:
+                            raise
+                        _log.exception("a robust callback on commit failed")
     if dead and raise_errors:
         raise dead[0].error or AssertionError(f"a message died: {dead[0].reason}, {dead[0].message!r}")
     return runs
-
-
-@contextmanager
-def _commit(alias: str) -> Generator[list[Any], None, None]:
-    """Call what the block registers on commit when it ends, for a test's transaction never does; yield a list of it."""
-    begin = len(connections[alias].run_on_commit)
-    with TestCase.captureOnCommitCallbacks(using=alias, execute=True) as callbacks:
-        yield callbacks
-    del connections[alias].run_on_commit[begin:]  # else a capture around this one would call it again

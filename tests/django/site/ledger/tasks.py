@@ -6,13 +6,14 @@ import threading
 from typing import Any, Final
 
 from asgiref.sync import sync_to_async
+from django.core.cache import caches
 from django.db import connection, transaction
 
 from taskbridge import RetryPolicy, around, on, task
 from tests.django.site.shop.models import Order
 
 NEVER: Final = RetryPolicy.never()
-meeting: Final = threading.Barrier(2)
+meeting: Final = threading.Barrier(2)  # a test that fails leaves it broken: reset it first
 seen: Final[list[str]] = []  # what the hook and what is around runs have seen, in this process
 
 
@@ -91,6 +92,12 @@ async def count_async() -> int:
 @task(retry=NEVER)
 def leave_atomic_open() -> None:
     transaction.atomic().__enter__()  # as a run does that is interrupted just as it leaves the block
+
+
+@task(retry=NEVER)
+def remember(number: int) -> None:
+    assert caches["used"].get("number", number) == (number - 1 if number else 0)
+    caches["used"].set("number", number)
 
 
 @task(retry=NEVER)
