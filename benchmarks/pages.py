@@ -1,0 +1,136 @@
+"""What the page costs, with few and with many messages: `python -m benchmarks.pages [RECORDS [DEAD]]`, by hand.
+
+A private Redis is filled with records that are listed, and with dead letters. Then each page is asked for through its
+ASGI app, first with 100 of each and then with all: the commands that Redis was sent, and the median of the seconds. Last
+come 50 viewers of the first page for half a minute, and what of a processor they take.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import redis
+from starlette.testclient import TestClient
+
+from taskbridge import Bridge, codec
+from taskbridge.message import DeadLetter, Message, new_id
+from taskbridge.retry import ErrorInfo
+from taskbridge.stores.backend import LISTED, Listed
+from taskbridge.stores.records import key_of
+from taskbridge.web import app
+from tests.servers import PrivateRedis
+
+FEW: Final = 100
+TIMES: Final = 5
+LONGEST_S: Final = 60.0
+BATCH: Final = 1000
+VIEWERS: Final = 50
+VIEWED_S: Final = 30.0
+PERIOD_S: Final = 4.0  # static/page.js
+PAGES: Final = ("", "running", "failures", "messages", "messages?state=done", "dead", "schedules", "workers")
+_OWN: Final = ("cmdstat_info", "cmdstat_config", "cmdstat_client", "cmdstat_hello", "cmdstat_select")
+
+
+def fill(bridge: Bridge, first: int, records: int, letters: int, server: redis.Redis) -> None:
+    """Have so many records and dead letters, of which `first` are there already."""
+    store, now = bridge.store, time.time()
+    assert store is not None
+    for start in range(first, records, BATCH):
+        ids = [new_id() for _ in range(start, min(records, start + BATCH))]
+        row = {"task": "shop.pay", "queue": "default", "state": "done", "enqueued_at": now - 60, "ended_at": now}
+        text = f"2\n{codec.to_json(row)}"
+        store.backend.create([(key_of(each), text, 3600.0) for each in ids], timeout_s=30)
+        store.backend.list_soon([Listed(each, "done", now, kept_s=3600.0) for each in ids])
+        wanted, deadline = min(start + len(ids), LISTED), time.monotonic() + LONGEST_S
+        while server.zcard(f"{bridge.settings.namespace}:listing:state:done") < wanted:
+            time.sleep(0.001)  # nobody waits for the lists, so they could fall behind
+            assert time.monotonic() < deadline, "the lists are not written"
+    error = ErrorInfo(type="ValueError", message="no such card")
+    for number in range(first, letters):
+        message = Message(
+            id=new_id(), task="shop.pay", queue="default", args_json=f"[{number}]", kwargs_json="{}", enqueued_at=now
+        )
+        letter = DeadLetter(message=message, reason="exhausted", error=error, traceback="...", died_at=now + number / 1e6)
+        bridge.broker.bury(letter, timeout_s=30)
+
+
+def commands(server: redis.Redis, act: Callable[[], object]) -> int:
+    """Return how many commands Redis carried out for an act, those of scripts included."""
+    server.config_resetstat()
+    act()
+    found: dict[str, Any] = server.info("commandstats")
+    return sum(each["calls"] for name, each in found.items() if not name.startswith(_OWN))
+
+
+def look(client: TestClient, page: str) -> None:
+    time.sleep(1.1)  # so that no answer of a moment ago counts
+    assert client.get(f"/{page}").status_code == 200, page
+
+
+def measured(client: TestClient, server: redis.Redis) -> dict[str, tuple[int, float]]:
+    """Return by page how many commands it takes, and the median of its seconds."""
+    found: dict[str, tuple[int, float]] = {}
+    for page in PAGES:
+        look(client, page)  # what is imported and connected once
+        count = commands(server, lambda page=page: look(client, page))  # type: ignore[misc]
+        times = []
+        for _ in range(TIMES):
+            time.sleep(1.1)
+            began = time.perf_counter()
+            client.get(f"/{page}")
+            times.append(time.perf_counter() - began)
+        found[page] = count, statistics.median(times)
+    return found
+
+
+def viewers_share(client: TestClient, server: redis.Redis) -> float:
+    """Return what of a processor 50 viewers of the first page take, here and in Redis."""
+
+    def spent_s() -> float:
+        used, of_redis = resource.getrusage(resource.RUSAGE_SELF), server.info("cpu")
+        return used.ru_utime + used.ru_stime + of_redis["used_cpu_user"] + of_redis["used_cpu_sys"]
+
+    began, before = time.monotonic(), spent_s()
+    looks = int(VIEWERS * VIEWED_S / PERIOD_S)
+    for number in range(looks):
+        client.get("/")
+        time.sleep(max(0.0, began + (number + 1) * PERIOD_S / VIEWERS - time.monotonic()))
+    return (spent_s() - before) / (time.monotonic() - began)
+
+
+@contextmanager
+def place() -> Iterator[tuple[Bridge, redis.Redis]]:
+    """Have a private Redis and a bridge on it."""
+    server = PrivateRedis().start()
+    try:
+        bridge = Bridge(f"celery+{server.url}", namespace="pages", listing=True)
+        bridge.task(name="shop.pay")(lambda number: None)
+        with redis.Redis.from_url(server.url) as client:
+            yield bridge, client
+        bridge.close()
+    finally:
+        server.stop()
+
+
+def main(records: int, letters: int) -> None:
+    with place() as (bridge, server), TestClient(app(bridge)) as client:
+        fill(bridge, 0, FEW, FEW, server)
+        few = measured(client, server)
+        fill(bridge, FEW, records, letters, server)
+        many = measured(client, server)
+        print(f"| page | commands, {FEW} | {records:,} records, {letters:,} dead | ms, {FEW} | ms, many | times |")
+        print("|---|---|---|---|---|---|")
+        for page, (count, took_s) in few.items():
+            now, now_s = many[page]
+            print(f"| /{page} | {count} | {now} | {took_s * 1e3:.1f} | {now_s * 1e3:.1f} | {now_s / took_s:.2f} |")
+        print(f"\n{VIEWERS} viewers take {viewers_share(client, server):.1%} of a processor.")
+
+
+if __name__ == "__main__":
+    main(*(int(each) for each in (*sys.argv[1:], *("1000000", "100000")[len(sys.argv) - 1 :])))
