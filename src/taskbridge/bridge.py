@@ -108,7 +108,7 @@ class Bridge(Parts):
 
     Attributes:
         bound: Returns all that runs of a task need, and settling them; made once, and again after a change.
-        transactions: What knows the application's transactions, which `commit` needs; `taskbridge.django` sets it.
+        transactions: What knows the application's transactions, for `commit`: `taskbridge.django` or `SessionOutbox` sets it.
     """
 
     def __init__(
