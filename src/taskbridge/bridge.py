@@ -112,7 +112,8 @@ class Bridge(Parts):
 
     Attributes:
         bound: Returns all that runs of a task need, and settling them; made once, and again after a change.
-        transactions: What knows the application's transactions, which `commit` needs; `taskbridge.django` sets it.
+        transactions: What knows the application's transactions, for `commit`; `taskbridge.django` sets it, or a
+            `SessionOutbox` of `taskbridge.integrations.sqlalchemy`.
     """
 
     def __init__(

@@ -630,7 +630,7 @@ def _publish_recorded(way: _Way, given: Sequence[_Given]) -> None:
             broker.park([*zip(messages, lefts, strict=True)], along=along, timeout_s=way.timeout_s)
         else:
             broker.publish(messages, along=along, timeout_s=way.timeout_s)
-        keeper.list_sent([(message, wait_s) for message, wait_s, each in given if each is not None])
+        keeper.list_sent([(message, wait_s) for message, records, wait_s, _ in given if records is not None])
         return
     deadline = monotonic() + way.timeout_s
     recorded = [(message, wait_s) for message, records, wait_s, _ in given if records is not None]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -477,3 +479,9 @@ def test_a_coroutine_sends_in_its_own_current_session(
     assert held(engine, table) == [1, 3]
     bridge.run_until_idle()
     assert sorted(ran) == [1, 2, 3]
+
+
+def test_without_sqlalchemy_it_says_what_to_install() -> None:
+    script = "import sys; sys.modules['sqlalchemy'] = None; import taskbridge.integrations.sqlalchemy"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=180, check=False)
+    assert "pip install 'taskbridge-queue[sqlalchemy]'" in done.stderr

@@ -28,8 +28,8 @@ try:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session, SessionTransaction, scoped_session
     from sqlalchemy.util.concurrency import await_only
-except ModuleNotFoundError as exc:
-    raise NotInstalledError("SQLAlchemy", "sqlalchemy") from exc
+except ModuleNotFoundError as _absent:
+    raise NotInstalledError("SQLAlchemy", "sqlalchemy") from _absent
 
 __all__ = ["AnySession", "SessionOutbox", "after_commit", "outbox_table"]
 
