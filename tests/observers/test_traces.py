@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -67,7 +67,7 @@ class Application:
         }
 
     @contextmanager
-    def worker(self) -> Iterator[Callable[[Callable[[], object]], None]]:
+    def worker(self) -> Generator[Callable[[Callable[[], object]], None]]:
         """Start a worker of the engine configured now; yield what waits until something is so."""
         env = {**self.env, "TASKBRIDGE_URL": f"{self.bridge.settings.url.engine}+{self.url}"}
         options = WorkerOptions(app="tests.observers.traced_worker", threads=2)
@@ -88,7 +88,7 @@ class Application:
             worker.kill()
 
     @contextmanager
-    def request(self) -> Iterator[str]:
+    def request(self) -> Generator[str]:
         """Be in a request; yield the id of its span."""
         with self.tracer.start_as_current_span("request", kind=trace.SpanKind.SERVER) as span:
             context = span.get_span_context()
@@ -99,8 +99,7 @@ class Application:
         before = len(self.runs("mail"))
         with self.request() as root:
             handles = self.shop.order.send(), self.shop.flaky.send()
-        for handle in handles:
-            until(lambda handle=handle: handle.status().is_final)
+        until(lambda: all(handle.status().is_final for handle in handles))
         until(lambda: len(self.runs("mail")) > before)
         return root
 

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
@@ -91,7 +90,7 @@ def traced(bridge: Bridge, path: str) -> TracerProvider:
 
 def application() -> Bridge:
     """Return what a worker loads."""
-    bridge: Any = Bridge()
+    bridge = Bridge()
     declare(bridge)
     traced(bridge, os.environ["OBSERVED"])
     return bridge
