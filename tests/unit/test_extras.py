@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from importlib.metadata import distribution, packages_distributions
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from taskbridge import NotInstalledError
 
 EXTRAS = {"redis": "redis", "amqp": "rabbitmq"}
 
@@ -80,3 +83,16 @@ def test_an_engine_and_a_broker_need_nothing_but_their_extras(engine: str, broke
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
 
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("library", "extra"), [("opentelemetry", "opentelemetry"), ("sentry_sdk", "sentry")])
+def test_an_integration_without_its_tool_says_what_to_install(
+    library: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, f"taskbridge.integrations.{extra}", raising=False)
+
+    with pytest.raises(NotInstalledError, match=rf"pip install 'taskbridge-queue\[{extra}\]'"):
+        importlib.import_module(f"taskbridge.integrations.{extra}")

@@ -17,6 +17,7 @@ from taskbridge import Bridge, BrokerUnavailable, Discard, RetryPolicy, current
 from taskbridge.integrations.opentelemetry import instrument
 from taskbridge.message import Message
 from taskbridge.testing import capture_sent
+from tests.unit.test_transactions import Ledger
 
 
 class Traced:
@@ -220,6 +221,48 @@ def test_a_send_that_fails_tells_why() -> None:
     assert attributes_of(span)["error.type"].endswith("BrokerUnavailable")
     assert span.status.status_code.name == "ERROR"
     assert not trace.get_current_span().get_span_context().is_valid
+
+
+def test_what_waits_for_a_commit_or_in_an_outbox_names_the_request_that_sent_it(traced: Traced) -> None:
+    ledger = Ledger()
+    traced.bridge.transactions = ledger
+
+    @traced.bridge.task(name="shop.held")
+    def held() -> None: ...
+
+    ledger.begin("db")
+    with traced.tracer.start_as_current_span("held"):
+        held.using(commit=("db",)).send()
+    ledger.commit("db")  # outside the request
+    with traced.tracer.start_as_current_span("put"):
+        held.using(commit="outbox").send()
+    traced.bridge.run_until_idle()
+
+    send = traced.span("send default")
+    assert parent_of(send) == id_of(traced.span("held"))
+    parents = [parent_of(run) for run in traced.spans("process default")]
+    assert parents == [id_of(send), id_of(traced.span("put"))]
+
+
+def test_a_replay_long_after_links_to_the_first_send(traced: Traced) -> None:
+    @traced.bridge.task(name="shop.dies", retry=RetryPolicy.never())
+    def dies() -> None:
+        raise ValueError("no")
+
+    handle = dies.send()
+    traced.bridge.run_until_idle()
+    traced.bridge.named("shop.pause").using(queue="default").schedule(timedelta(hours=1))
+    traced.bridge.run_until_idle()
+    traced.bridge.dead.replay(handle.id)
+    traced.bridge.run_until_idle()
+
+    first, again = (
+        run for run in traced.spans("process default") if attributes_of(run)["taskbridge.task"] == "shop.dies"
+    )
+    send = id_of(traced.spans("send default")[0])
+    assert parent_of(first) == send
+    assert parent_of(again) is None
+    assert [(link.context.trace_id, link.context.span_id) for link in again.links] == [send]
 
 
 def test_headers_that_somebody_forged_start_a_trace_of_their_own(traced: Traced) -> None:

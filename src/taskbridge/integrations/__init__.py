@@ -46,11 +46,6 @@ class Open(Generic[T]):
                 self._close(stack.pop()[1])
         return stack.pop()[1] if stack and stack[-1][0] is subject else None
 
-    def innermost(self) -> T | None:
-        """Return this thread's innermost span."""
-        stack = self._stack()
-        return stack[-1][1] if stack else None
-
 
 def add_baggage(headers: dict[str, Any], baggage: str) -> None:
     """Add entries of W3C baggage to those that the headers of a message have; other tools put theirs there, too."""

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from taskbridge.message import Message
     from taskbridge.retry import Verdict
 
+_NAME: Final = "taskbridge"
+
 LINKED_AFTER_S: Final = 60.0
 """How long after its send a run starts a trace of its own, with a link to the send; until then it is its child."""
 
@@ -79,7 +81,7 @@ class _Traces(Observer):
     def __init__(self, bridge: Bridge, provider: TracerProvider | None) -> None:
         self._bridge = bridge
         self._provider = provider
-        self._tracer = trace.get_tracer("taskbridge", __version__, provider)
+        self._tracer = trace.get_tracer(_NAME, __version__, provider)
         self._open = Open(_Opened.close)
 
     # Sends
@@ -153,11 +155,11 @@ class _Traces(Observer):
         A worker's threads have no current span between runs. On `inline://`, what waits may run in anybody's.
         """
         span = trace.get_current_span()
-        if not span.is_recording() or getattr(span, "kind", None) is not SpanKind.CONSUMER:
+        if not span.is_recording() or self._bridge.settings.url.engine == "inline":
             return None
-        innermost = self._open.innermost()
-        is_own = innermost is not None and innermost.span is span
-        return None if is_own or self._bridge.settings.url.engine == "inline" else span
+        scope = getattr(span, "instrumentation_scope", None)
+        is_own = getattr(scope, "name", None) == _NAME  # of a run that was interrupted outside its task
+        return span if getattr(span, "kind", None) is SpanKind.CONSUMER and not is_own else None
 
     def _attributes(self, operation: str, queue: str | None, message: Message | None) -> dict[str, AttributeValue]:
         url = self._bridge.settings.url

@@ -1,0 +1,7 @@
+"""What a worker of the traced application loads."""
+
+from __future__ import annotations
+
+from tests.observers.traced import application
+
+bridge = application()
