@@ -214,6 +214,12 @@ def test_loggers_that_exist_stay_enabled_unless_the_file_says_otherwise(tmp_path
     assert log_output.read_config(str(tmp_path / "b.json"))["disable_existing_loggers"]
 
 
+def test_a_file_may_be_toml(tmp_path: Path) -> None:
+    pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    (tmp_path / "a.toml").write_text('version = 1\n[root]\nlevel = "INFO"\n')
+    assert log_output.read_config(str(tmp_path / "a.toml"))["root"] == {"level": "INFO"}
+
+
 def test_uncaught_exceptions_and_warnings_are_lines_too(tmp_path: Path) -> None:
     code = """
 import threading, warnings
