@@ -168,6 +168,13 @@ def test_a_message_that_does_not_fit_its_arguments_makes_a_line_too() -> None:
     assert json.loads(JsonFormatter().format(record))["message"].startswith("%d of %d (its arguments don't fit: ")
 
 
+@pytest.mark.parametrize("given", ["x", {"task": object()}])
+def test_what_an_application_gives_by_our_name_makes_a_line_too(as_json: Lines, as_text: Lines, given: object) -> None:
+    logging.getLogger("own").error("hello", extra={"taskbridge": given})
+    assert as_json.last()["message"] == "hello"
+    assert as_text.lines[-1].endswith(" own: hello")
+
+
 def test_half_a_surrogate_pair_is_written_as_an_escape(as_json: Lines) -> None:
     logging.getLogger("own").error("a\ud800b")
     assert as_json.last()["message"] == "a\\ud800b"
