@@ -47,6 +47,9 @@ _ENGINES: Final[Mapping[str, Sequence[str]]] = {
 }
 """What a worker of each engine imports, but for taskbridge; what isn't installed is left out."""
 
+_PROGRAMS: Final = {"celery": "celery", "dramatiq": "dramatiq", "taskbridge.engines.dramatiq.command": "dramatiq"}
+"""The engine of each program that is run by `python -m`."""
+
 _PACKAGES: Final = ("taskbridge.contract.tasks", "taskbridge.brokers", "taskbridge.stores", "taskbridge.schedules")
 """What a worker imports of taskbridge, beside the package of its engine."""
 
@@ -140,10 +143,10 @@ def start_process(
     argv: Sequence[str], *, env: Mapping[str, str], stdout: IO[bytes], cwd: Path | None = None, **options: Any
 ) -> Any:
     """Fork a worker's process, or start it as `subprocess.Popen` does."""
-    is_worker = len(argv) > 2 and argv[0] == sys.executable and argv[1] == "-m" and argv[2] in _ENGINES
+    is_worker = len(argv) > 2 and argv[0] == sys.executable and argv[1] == "-m" and argv[2] in _PROGRAMS
     if not is_worker or _is_read_at_import(env):
         return subprocess.Popen(argv, env=env, stdout=stdout, cwd=cwd, **options)
-    return _parent(argv[2], *(_PACKAGES if _is_whole(env) else ())).start(
+    return _parent(_PROGRAMS[argv[2]], *(_PACKAGES if _is_whole(env) else ())).start(
         argv=list(argv), env=dict(env), cwd=str(cwd or Path.cwd()), stdout=stdout.name, stderr=stdout.name
     )
 
@@ -270,7 +273,7 @@ def _below(*packages: str) -> Iterator[str]:
         with contextlib.suppress(ImportError):
             package = importlib.import_module(name)
             for module in pkgutil.walk_packages(getattr(package, "__path__", ()), f"{name}."):
-                if not module.name.endswith("main"):  # it makes what a worker loads
+                if not module.name.endswith((".main", ".dramatiq.command")):  # run as programs
                     yield module.name
 
 

@@ -182,10 +182,10 @@ class DeadLetters:
     def redact(self, function: RedactT) -> RedactT:
         """Have a function decide what is shown, as a decorator: it gets a `DeadEntry` and returns one without secrets.
 
-        It counts for `list`, `get` and the command line (if that knows the application), for what workers log of errors,
-        and for the arguments that an engine shows of messages on their way. What is stored stays whole, for a replay needs the real arguments; so do
-        `Bridge.dead_letters` and the hook `dead`, which show nobody anything. If the function fails, arguments,
-        headers, error and traceback are hidden.
+        It counts for `list`, `get` and the command line (if that knows the application), for what workers log of
+        errors, and for the arguments that an engine shows of messages on their way. What is stored stays whole, for a
+        replay needs the real arguments; so do `Bridge.dead_letters` and the hook `dead`, which show nobody anything.
+        If the function fails, arguments, headers, error and traceback are hidden.
         """
         self._redact, self.redacts = function, True
         return function

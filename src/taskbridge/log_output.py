@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from taskbridge.context import running
 from taskbridge.exceptions import SettingsError
@@ -82,7 +82,7 @@ class JsonFormatter(_Formatter):
             "worker": f"{_host()}:{record.process}",
             "exception": _exception(record),
         }
-        return json.dumps({name: value for name, value in shown.items() if value is not None})
+        return json.dumps({name: value for name, value in shown.items() if value is not None}, default=clipped)
 
 
 class TextFormatter(_Formatter):
@@ -109,9 +109,9 @@ FORMATS: Final = tuple(_FORMATTERS)
 
 def _about(record: logging.LogRecord) -> Mapping[str, Any]:
     """Return of which message a record tells, as far as it is known: task, id, attempt and queue."""
-    told: Mapping[str, Any] | None = getattr(record, "taskbridge", None)
-    if told is not None:
-        return told
+    told: Any = getattr(record, "taskbridge", None)
+    if isinstance(told, dict):  # else the application has given it
+        return cast("dict[str, Any]", told)
     if (found := running.get()) is not None:
         return about(found[0])
     if isinstance(record.args, Mapping) and {"name", "id"} <= record.args.keys():  # as Celery says it
@@ -162,10 +162,10 @@ def set_up(level: str) -> Generator[None]:
 
     A file that the environment names wins over both. Raises `SettingsError` if it names a wrong format or file.
     """
-    name, path = os.environ.get(FORMAT_VARIABLE, "text"), os.environ.get(CONFIG_VARIABLE)
+    name, path = os.environ.get(FORMAT_VARIABLE) or "text", os.environ.get(CONFIG_VARIABLE)
     if name not in _FORMATTERS:
         raise SettingsError(FORMAT_VARIABLE, f"it must be text or json, not {name!r}")
-    config = None if path is None else read_config(path)
+    config = read_config(path) if path else None
     root, handler = logging.getLogger(), _stderr_handler()
     root.setLevel(level)
     if isinstance(handler.formatter, JsonFormatter):

@@ -64,7 +64,9 @@ def say(
 ) -> None:
     """Log a line about a message, by one of these loggers, with any exception, or with what may be shown of it."""
     text, named = f"task %s id %s attempt %d {text}", (message.task, message.id, message.attempt)
-    extra = {"taskbridge": about(message), "shown_traceback": traceback}
+    extra: dict[str, Any] = {"taskbridge": about(message)}
+    if traceback is not None:
+        extra["shown_traceback"] = traceback
     info = None if error is None else exc_info(error)
     logger.log(level, text, *named, *args, exc_info=info, extra=extra, stacklevel=2)
 

@@ -168,6 +168,13 @@ def test_a_message_that_does_not_fit_its_arguments_makes_a_line_too() -> None:
     assert json.loads(JsonFormatter().format(record))["message"].startswith("%d of %d (its arguments don't fit: ")
 
 
+@pytest.mark.parametrize("given", ["x", {"task": object()}])
+def test_what_an_application_gives_by_our_name_makes_a_line_too(as_json: Lines, as_text: Lines, given: object) -> None:
+    logging.getLogger("own").error("hello", extra={"taskbridge": given})
+    assert as_json.last()["message"] == "hello"
+    assert as_text.lines[-1].endswith(" own: hello")
+
+
 def test_half_a_surrogate_pair_is_written_as_an_escape(as_json: Lines) -> None:
     logging.getLogger("own").error("a\ud800b")
     assert as_json.last()["message"] == "a\\ud800b"
@@ -212,6 +219,12 @@ def test_loggers_that_exist_stay_enabled_unless_the_file_says_otherwise(tmp_path
     (tmp_path / "b.json").write_text('{"version": 1, "disable_existing_loggers": true}')
     assert not log_output.read_config(str(tmp_path / "a.json"))["disable_existing_loggers"]
     assert log_output.read_config(str(tmp_path / "b.json"))["disable_existing_loggers"]
+
+
+def test_a_file_may_be_toml(tmp_path: Path) -> None:
+    pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    (tmp_path / "a.toml").write_text('version = 1\n[root]\nlevel = "INFO"\n')
+    assert log_output.read_config(str(tmp_path / "a.toml"))["root"] == {"level": "INFO"}
 
 
 def test_uncaught_exceptions_and_warnings_are_lines_too(tmp_path: Path) -> None:

@@ -437,14 +437,15 @@ def _say_failed(
     task: BoundTask, message: Message, error: BaseException, *, reason: str = "", after_s: float | None = None
 ) -> None:
     """Log what was raised and where; when it runs again, or that the message is dead, with the traceback (rule LG2)."""
-    info, told, traceback = ErrorInfo.of(error), error, None
-    if task.dead.redacts:
+    info, traceback, hides = ErrorInfo.of(error), None, task.dead.redacts
+    if hides:
         shown = task.dead.shown(letter_of(message, reason=reason, error=error, now=task.now()))
-        info, told, traceback = shown.error or ErrorInfo(type="an error", message="hidden"), None, shown.traceback
+        info, traceback = shown.error or ErrorInfo(type="an error", message="hidden"), shown.traceback
     words = info.type, f": {info.message}" if info.message else "", failures.place_of(error)
     if after_s is None:
         text = "is dead: %s: %s%s%s"
-        say(_log, logging.ERROR, message, text, reason, *words, error=told, traceback=traceback)
+        whole = None if hides else error
+        say(_log, logging.ERROR, message, text, reason, *words, error=whole, traceback=traceback)
     else:
         say(_log, logging.WARNING, message, "failed: %s%s%s, runs again in %.3f s", *words, after_s)
 
