@@ -146,7 +146,7 @@ def test_a_list_is_for_those_who_may_view_it(inline: Bridge, name: str) -> None:
 
 def test_objects_are_for_those_who_may_view_them(inline: Bridge) -> None:
     handle, letter = report.send(1), bury(inline)
-    paths = (f"deadletter/{letter}/change/", f"message/{handle.id}/change/", "queue/default/change/")
+    paths = (f"deadletter/{letter}/change/", f"message/{handle.id}/change/")
 
     for path in (*paths, f"deadletter/{letter}/history/"):
         page(browser("view_schedule"), path, status=403)
