@@ -17,6 +17,7 @@ from taskbridge.hooks import Hooks
 if TYPE_CHECKING:
     from taskbridge.brokers.base import Broker, Wire
     from taskbridge.engines.base import Engine
+    from taskbridge.observing import Observer
     from taskbridge.settings import Settings
     from taskbridge.stores.base import Marks, Store
     from taskbridge.stores.records import Records
@@ -46,6 +47,7 @@ class Parts:
 
     Attributes:
         hooks: The application's hooks.
+        observers: What is told of messages that are sent, run and settled; see `taskbridge.observing`.
         stopping: Set once this process's worker stops: nothing waits for a broker any longer (rule R5).
         is_stopping: Returns whether this process's worker was told to stop; what runs has the grace.
         celery_fixups: What a Celery app loads for other libraries, Django above all; None is what Celery has for them.
@@ -56,6 +58,7 @@ class Parts:
         self._lock: AbstractContextManager[Any] = locks.RLock()
         self._made: dict[str, Any] = {}
         self.hooks: Hooks = Hooks()
+        self.observers: list[Observer] = []
         self.stopping: threading.Event = locks.Event()
         self.is_stopping: Callable[[], bool] = bool
         self.celery_fixups: Sequence[str] | None = None

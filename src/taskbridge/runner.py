@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import faulthandler
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,7 @@ from taskbridge.declaration import Declaration
 from taskbridge.exceptions import Cancelled, DecodeError, WorkerLost
 from taskbridge.hooks import Event, Hooks
 from taskbridge.message import Message
+from taskbridge.observing import Observer, tell
 from taskbridge.retry import (
     CancelledVerdict,
     Dead,
@@ -66,6 +67,7 @@ class Runner:
         report: Is told how far a run has come: its message, how much is done, of how much, and a note.
         around: What the application has around its runs, the outermost first.
         longest_s: After how many seconds a run is stuck.
+        observers: Told of each run.
     """
 
     declaration: Declaration | None
@@ -78,9 +80,18 @@ class Runner:
     report: Callable[[Message, float, float | None, str], object] = _hears_nothing
     around: tuple[Surrounding, ...] = ()
     longest_s: float = inf
+    observers: Sequence[Observer] = ()
 
     def run(self, message: Message) -> Verdict:
         """Run a message's task once, if it may still start, and return the verdict; raises nothing."""
+        if not self.observers:
+            return self._verdict(message)
+        started_at, began = self.now(), monotonic()
+        verdict = self._verdict(message)
+        tell(self.observers, "ran", message, verdict, started_at, monotonic() - began)
+        return verdict
+
+    def _verdict(self, message: Message) -> Verdict:
         declaration = self.declaration
         if declaration is None:
             return Dead("unknown_task")

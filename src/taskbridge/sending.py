@@ -115,6 +115,7 @@ class Sending:
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
         self._hooks = bridge.hooks
+        self._observers = bridge.observers
         self._ways: dict[str, _Way] = {}
         self._diverted: Broker | None = None
 
@@ -245,6 +246,14 @@ class Sending:
         return unique, "" if call.options.id is None else digest_of(call), form
 
     def _send(self, way: _Way, message: Message, call: Call[Any], wait_s: float) -> Handle[Any]:
+        if self._observers and self._diverted is None:
+            from taskbridge.observing import sending  # here, for few processes have observers
+
+            with sending(self._observers, [message]):
+                return self._send_one(way, message, call, wait_s)
+        return self._send_one(way, message, call, wait_s)
+
+    def _send_one(self, way: _Way, message: Message, call: Call[Any], wait_s: float) -> Handle[Any]:
         if message.unique or message.digest:
             return self._send_keyed((way, message, call, _debounced_s(way, wait_s)))
         self._checked(way, message, call, wait_s)
@@ -468,6 +477,14 @@ class Sending:
         return await self._aside(lambda: self.send_many(calls, commit=commit), ())
 
     def _give(self, drawn: Sequence[_Made], *, is_late: bool = False) -> list[Status | None]:
+        if drawn and self._observers and self._diverted is None:
+            from taskbridge.observing import sending  # here, as above
+
+            with sending(self._observers, [made[1] for made in drawn]):
+                return self._give_all(drawn, is_late=is_late)
+        return self._give_all(drawn, is_late=is_late)
+
+    def _give_all(self, drawn: Sequence[_Made], *, is_late: bool) -> list[Status | None]:
         """Send what is checked; return of each message which other one holds its key or id, if one does.
 
         What is late was sent a while ago, and has waited for a commit: of a delay, the broker is told what is left.

@@ -195,7 +195,7 @@ class TestTheEndOfTheProcessThatStartedIt:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
     def test_a_signal_ends_what_it_started_too(self, script: str, number: signal.Signals) -> None:
         process, folder = self.run_until_started(script, "time.sleep(60)")
-        assert processes_in(folder)
+        wait_until(lambda: processes_in(folder) != [], timeout_s=30, what="what it has started")  # /proc may lag behind
 
         process.send_signal(number)
 

@@ -32,6 +32,7 @@ from taskbridge.exceptions import BrokerUnavailable, DecodeError, WorkerLost, ne
 from taskbridge.hooks import Event, HookName
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, is_id
+from taskbridge.observing import tell
 from taskbridge.probe import ANSWER_LIFE_S, PROBE, answer_sign
 from taskbridge.retry import (
     CancelledVerdict,
@@ -152,6 +153,7 @@ def bind(host: Host, task: str) -> BoundTask:
         report=report,
         around=host.around_of(task),
         longest_s=longest_s(declaration, settings.grace_s),
+        observers=host.observers,
         settings=settings,
         broker=broker,
         marks=host.marks,
@@ -371,6 +373,8 @@ def _ended(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
         _record(task, message, verdict)
     if marks is not None and not isinstance(verdict, GivenBack):
         marks.ended(message, is_recorded=task.records is not None)
+    if task.observers:
+        tell(task.observers, "settled", message, verdict)
     return verdict
 
 
