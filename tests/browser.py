@@ -155,7 +155,7 @@ class Browser:
             const found = {_FIND % json.dumps(what)};
             if (document.readyState !== "complete" || !found) return null;
             found.scrollIntoView({{block: "center", behavior: "instant"}});
-            const {{left, top, width, height}} = found.getClientRects()[0];  // the first line of a link that has several
+            const {{left, top, width, height}} = found.getClientRects()[0];  // of a link, its first line
             const [x, y] = [left + width / 2, top + height / 2];
             const there = document.elementFromPoint(x, y);
             if (!found.contains(there)) return null;

@@ -81,7 +81,7 @@ def checked_commit(value: Any) -> tuple[str, ...] | None:
     """
     if value is None:
         return None
-    is_one = isinstance(value, str) or not isinstance(value, Iterable)
+    is_one = isinstance(value, str) or not hasattr(value, "__iter__")
     names = (value,) if is_one else tuple(cast("Iterable[Any]", value))
     if not names or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"commit names a database, several, or 'outbox', not {value!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from typing import Any
 
 import django
@@ -20,15 +21,17 @@ HOSTILE = "<script>document.title = 'pwned'</script>"
 LAST = 7
 
 
-def bury(number: int) -> str:
-    from shop import bank
-
-    bridge = default_bridge()
-    hostile = HOSTILE if number == LAST else ""
+def refused(number: int) -> Exception:
+    bank: Any = import_module("shop.bank")
     try:
-        bank.pay_back(90_000 + number, reference=f"order {number}{hostile}")
-    except bank.RefundRefused as exc:
-        error, traceback = ErrorInfo.of(exc), traceback_of(exc)
+        bank.pay_back(90_000 + number, reference=f"order {number}{HOSTILE if number == LAST else ''}")
+    except Exception as exc:
+        return exc
+    raise AssertionError("the bank has paid")
+
+
+def bury(number: int) -> str:
+    bridge, error = default_bridge(), refused(number)
     message = Message(
         id=f"0b5e5a4e-2f6b-4c53-9b2c-00000000{number:04}",
         task="shop.tasks.refund" if number % 3 else "shop.tasks.send_receipt",
@@ -36,15 +39,15 @@ def bury(number: int) -> str:
         args_json=f"[{number}]",
         kwargs_json="{}",
         enqueued_at=bridge.now() - 7200 + number,
-        headers={"from": hostile or "the shop"},
+        headers={"from": HOSTILE if number == LAST else "the shop"},
         attempt=2,
     )
     letter = DeadLetter(
         message=message,
         reason="gave_up",
         died_at=bridge.now() - 3600 + number,
-        error=error,
-        traceback=traceback,
+        error=ErrorInfo.of(error),
+        traceback=traceback_of(error),
         worker="shop-1:4711",
     )
     bridge.broker.bury(letter, timeout_s=60)
@@ -52,16 +55,15 @@ def bury(number: int) -> str:
 
 
 def fill() -> dict[str, Any]:
-    from shop.tasks import refund, send_receipt
-
+    tasks: Any = import_module("shop.tasks")
     User.objects.create_superuser("boss", password="secret")
     clerk = User.objects.create_user("clerk", password="secret", is_staff=True)
     views = Permission.objects.filter(content_type__app_label="taskbridge", codename__startswith="view_")
     clerk.user_permissions.set(views.exclude(codename="view_arguments"))
     default_bridge().schedules.put(
-        "remind-owner", send_receipt.call(4242), cron="0 8 * * mon-fri", timezone="Europe/Rome"
+        "remind-owner", tasks.send_receipt.call(4242), cron="0 8 * * mon-fri", timezone="Europe/Rome"
     )
-    return {"dead": [bury(number) for number in range(1, LAST + 1)], "delayed": refund.schedule(3600, 7).id}
+    return {"dead": [bury(number) for number in range(1, LAST + 1)], "delayed": tasks.refund.schedule(3600, 7).id}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from contextlib import suppress
 from copy import copy
 from functools import wraps
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import starmap
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
@@ -36,8 +37,10 @@ from taskbridge.exceptions import (
 )
 from taskbridge.schedules.listing import ScheduleEntry
 from taskbridge.schedules.plan import Cron
+from taskbridge.stores.records import Status
 
 M = TypeVar("M", bound=Shown)
+Found: TypeAlias = Iterable[tuple[str, object]]
 
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[Any]
@@ -81,7 +84,7 @@ class Page(ChangeList):
         """Return the rows, read once for each request."""
         if not hasattr(self, "rows"):
             shown_admin: Any = self.model_admin  # a `ShownAdmin`
-            self.rows = Rows.of(self.model, shown_admin.read(request, self))
+            self.rows = Rows.of(self.model, starmap(shown_admin.shown, shown_admin.read(request, self)))
         return self.rows
 
     def get_results(self, request: HttpRequest) -> None:
@@ -116,7 +119,10 @@ def _when(entry: ScheduleEntry) -> str:
 
 
 class ShownAdmin(_ModelAdmin):
-    """An admin of what broker or store know. A subclass has `read`, which returns the objects of a page of the list."""
+    """An admin of what broker or store know; what nobody may do is left out of the model's `default_permissions`.
+
+    A subclass has `read`, which returns the ids of a page of the list, each with what was found of it.
+    """
 
     list_per_page = 50
     sortable_by = ()
@@ -152,6 +158,22 @@ class ShownAdmin(_ModelAdmin):
 
         return answer
 
+    def shown(self, id: str, found: object) -> Any:
+        """Return what the admin takes for an object of the model."""
+        made = self.model(pk=id)
+        made.found = found
+        return made
+
+    def find(self, id: str) -> object | None:
+        """Return what is known of an id; the errors that say that there is nothing are raised."""
+        return None
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+        with suppress(NoSuchDeadLetter, NoSuchRecord):
+            found = self.find(object_id)
+            return None if found is None else self.shown(object_id, found)
+        return None
+
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         asked = {"delete_selected", *self.actions}.intersection(request.POST.getlist("action"))
         if not asked <= self.get_actions(request).keys():  # Django would ignore it
@@ -168,13 +190,13 @@ class ShownAdmin(_ModelAdmin):
         return super().render_change_form(request, context, *args, **kwargs)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
+        return "add" in self.opts.default_permissions and super().has_add_permission(request)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
+        return "change" in self.opts.default_permissions and super().has_change_permission(request, obj)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
+        return "delete" in self.opts.default_permissions and super().has_delete_permission(request, obj)
 
     def may(self, request: HttpRequest, what: str) -> bool:
         """Return whether the user has a permission of this app."""
@@ -212,15 +234,12 @@ class QueueAdmin(ShownAdmin):
     """The known queues, and how much waits in each."""
 
     list_display = ("name", column("waiting", int))
+    list_display_links = None
 
-    def read(self, request: HttpRequest, page: Page) -> Iterable[Queue]:
+    def read(self, request: HttpRequest, page: Page) -> Found:
         counts = default_bridge().counts()
         page.remark = f"In all queues, {counts.delayed} delayed and {counts.dead} dead."
-        return (_shown(Queue, name, waiting) for name, waiting in counts.waiting.items())
-
-    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Queue | None:
-        waiting = default_bridge().counts().waiting.get(object_id)
-        return None if waiting is None else _shown(Queue, object_id, waiting)
+        return counts.waiting.items()
 
 
 @admin.register(DeadLetter)
@@ -237,7 +256,7 @@ class DeadLetterAdmin(ShownAdmin):
     search_help_text = "a part of a task's name, or a glob such as shop.*"
     actions = ("replay",)
 
-    def read(self, request: HttpRequest, page: Page) -> Iterable[DeadLetter]:
+    def read(self, request: HttpRequest, page: Page) -> Found:
         task = page.query if not page.query or "*" in page.query else f"*{page.query}*"
         is_all = request.POST.get("select_across") == "1"
         limit, after = (None, None) if is_all else (self.list_per_page, request.GET.get("after"))
@@ -246,15 +265,10 @@ class DeadLetterAdmin(ShownAdmin):
         except ValueError:  # `after` is no page's
             return ()
         page.after = found.next
-        return (_shown(DeadLetter, each.id, each) for each in found.entries)
+        return ((each.id, each) for each in found.entries)
 
-    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> DeadLetter | None:
-        with suppress(NoSuchDeadLetter):
-            return _shown(DeadLetter, object_id, default_bridge().dead.get(object_id))
-        return None
-
-    def has_delete_permission(self, request: HttpRequest, obj: DeadLetter | None = None) -> bool:
-        return self.may(request, "delete_deadletter")
+    def find(self, id: str) -> DeadEntry:
+        return default_bridge().dead.get(id)
 
     def has_replay_permission(self, request: HttpRequest) -> bool:
         return self.may(request, "replay_deadletter")
@@ -284,15 +298,15 @@ class MessageAdmin(ShownAdmin):
     search_help_text = "the whole id of a message"
     actions = ("cancel",)
 
-    def read(self, request: HttpRequest, page: Page) -> Iterable[Message]:
-        found = self.get_object(request, page.query.strip()) if page.query else None
-        page.remark = "No message of this id is known." if page.query and found is None else ""
-        return [] if found is None else [found]
+    def read(self, request: HttpRequest, page: Page) -> Found:
+        try:
+            return [(page.query.strip(), self.find(page.query.strip()))] if page.query else []
+        except NoSuchRecord:
+            page.remark = "No message of this id is known."
+            return []
 
-    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Message | None:
-        with suppress(NoSuchRecord):
-            return _shown(Message, object_id, default_bridge().handle(object_id).status())
-        return None
+    def find(self, id: str) -> Status:
+        return default_bridge().handle(id).status()
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:
         return self.may(request, "cancel_message")
@@ -323,12 +337,11 @@ class ScheduleAdmin(ShownAdmin):
     )
     actions = ("pause", "resume", "run_now")
 
-    def read(self, request: HttpRequest, page: Page) -> Iterable[Schedule]:
-        return (_shown(Schedule, each.name, each) for each in default_bridge().schedules.list())
+    def read(self, request: HttpRequest, page: Page) -> Found:
+        return ((each.name, each) for each in default_bridge().schedules.list())
 
-    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Schedule | None:
-        found = (each for each in default_bridge().schedules.list() if each.name == object_id)
-        return next((_shown(Schedule, each.name, each) for each in found), None)
+    def find(self, id: str) -> ScheduleEntry | None:
+        return next((each for each in default_bridge().schedules.list() if each.name == id), None)
 
     def get_fieldsets(self, request: HttpRequest, obj: Schedule | None = None) -> Any:
         shows_arguments = obj is None or self.may(request, "view_arguments")
@@ -349,17 +362,14 @@ class ScheduleAdmin(ShownAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Schedule | None = None) -> tuple[str, ...]:
         return () if obj is None else ("name",)
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return self.may(request, "add_schedule")
-
     def has_change_permission(self, request: HttpRequest, obj: Schedule | None = None) -> bool:
         found = None if obj is None else obj.found
         can_be = found is None or (found.source == "store" and default_bridge().knows(found.task))
-        return can_be and self.may(request, "change_schedule")
+        return can_be and super().has_change_permission(request, obj)
 
     def has_delete_permission(self, request: HttpRequest, obj: Schedule | None = None) -> bool:
         can_be = obj is None or obj.found is None or obj.found.source == "store"
-        return can_be and self.may(request, "delete_schedule")
+        return can_be and super().has_delete_permission(request, obj)
 
     def has_run_permission(self, request: HttpRequest) -> bool:
         return self.may(request, "run_schedule")
@@ -386,9 +396,3 @@ class ScheduleAdmin(ShownAdmin):
     def run_now(self, request: HttpRequest, rows: Rows[Schedule]) -> None:
         for each in rows:
             self.log_acts(request, [each], f"sent as message {default_bridge().schedules.run(each.pk)}")
-
-
-def _shown(model: type[M], pk: str, found: object) -> M:
-    made = model(pk=pk)
-    made.found = found
-    return made

@@ -106,7 +106,8 @@ def _keep_caches() -> None:
             return used[-1]
 
         _mine.caches = {alias: SimpleLazyObject(partial(make, alias)) for alias in caches}
-    for alias, cache in _mine.caches.items():
+    kept: dict[str, Any] = _mine.caches  # lazy objects, which act as caches
+    for alias, cache in kept.items():
         caches[alias] = cache
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
-from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from django.apps.registry import Apps
 from django.conf import settings
@@ -19,61 +18,36 @@ from taskbridge.cli import command as cli
 from taskbridge.cli.output import table
 from taskbridge.schedules.from_celery import Entry, entries_of, take, what_of
 
-
-class _Beat(models.Model):
-    """The tables of django-celery-beat 2.9, whether it is installed or not."""
-
-    class Meta:
-        abstract = True
-        app_label = "django_celery_beat"
-        apps = Apps()
-        managed = False
+_apps: Final = Apps()
 
 
-class IntervalSchedule(_Beat):
-    """So many periods."""
-
-    every: models.IntegerField[int, int] = models.IntegerField()
-    period: models.TextField[str, str] = models.TextField()
-
-
-class CrontabSchedule(_Beat):
-    """A crontab in a zone."""
-
-    minute: models.TextField[str, str] = models.TextField()
-    hour: models.TextField[str, str] = models.TextField()
-    day_of_week: models.TextField[str, str] = models.TextField()
-    day_of_month: models.TextField[str, str] = models.TextField()
-    month_of_year: models.TextField[str, str] = models.TextField()
-    timezone: models.TextField[str, str] = models.TextField()
+def _table(name: str, /, **columns: Any) -> Any:
+    """Return a model of a table of django-celery-beat 2.9, whether that is installed or not."""
+    meta = type("Meta", (), {"app_label": "django_celery_beat", "apps": _apps, "managed": False})
+    return type(name, (models.Model,), {"__module__": __name__, "Meta": meta, **columns})
 
 
-class ClockedSchedule(_Beat):
-    """One time."""
-
-    clocked_time: models.DateTimeField[datetime, datetime] = models.DateTimeField()
-
-
-class PeriodicTask(_Beat):
-    """What is sent, and by which schedule."""
-
-    name: models.TextField[str, str] = models.TextField()
-    task: models.TextField[str, str] = models.TextField()
-    interval: models.ForeignKey[Any, Any] = models.ForeignKey(IntervalSchedule, models.DO_NOTHING, null=True)
-    crontab: models.ForeignKey[Any, Any] = models.ForeignKey(CrontabSchedule, models.DO_NOTHING, null=True)
-    clocked: models.ForeignKey[Any, Any] = models.ForeignKey(ClockedSchedule, models.DO_NOTHING, null=True)
-    args: models.TextField[str, str] = models.TextField()
-    kwargs: models.TextField[str, str] = models.TextField()
-    headers: models.TextField[str, str] = models.TextField()
-    queue: models.TextField[str | None, str | None] = models.TextField(null=True)
-    exchange: models.TextField[str | None, str | None] = models.TextField(null=True)
-    routing_key: models.TextField[str | None, str | None] = models.TextField(null=True)
-    priority: models.IntegerField[int | None, int | None] = models.IntegerField(null=True)
-    expires: models.DateTimeField[datetime | None, datetime | None] = models.DateTimeField(null=True)
-    expire_seconds: models.IntegerField[int | None, int | None] = models.IntegerField(null=True)
-    one_off: models.BooleanField[bool, bool] = models.BooleanField()
-    start_time: models.DateTimeField[datetime | None, datetime | None] = models.DateTimeField(null=True)
-    enabled: models.BooleanField[bool, bool] = models.BooleanField()
+_interval: Final = _table("IntervalSchedule", every=models.IntegerField(), period=models.TextField())
+_crontab: Final = _table(
+    "CrontabSchedule",
+    **{
+        name: models.TextField()
+        for name in ("minute", "hour", "day_of_week", "day_of_month", "month_of_year", "timezone")
+    },
+)
+_clocked: Final = _table("ClockedSchedule", clocked_time=models.DateTimeField())
+_periodic: Final = _table(
+    "PeriodicTask",
+    interval=models.ForeignKey(_interval, models.DO_NOTHING, null=True),
+    crontab=models.ForeignKey(_crontab, models.DO_NOTHING, null=True),
+    clocked=models.ForeignKey(_clocked, models.DO_NOTHING, null=True),
+    one_off=models.BooleanField(),
+    enabled=models.BooleanField(),
+    **{name: models.TextField() for name in ("name", "task", "args", "kwargs", "headers")},
+    **{name: models.TextField(null=True) for name in ("queue", "exchange", "routing_key")},
+    **{name: models.IntegerField(null=True) for name in ("priority", "expire_seconds")},
+    **{name: models.DateTimeField(null=True) for name in ("expires", "start_time")},
+)
 
 
 def _bridge(arguments: Namespace) -> Bridge:
@@ -128,10 +102,10 @@ def _of_settings(arguments: Namespace) -> Iterable[Entry]:
 
 
 def _of_tables(alias: str | None) -> Iterator[Entry]:
-    alias = alias or router.db_for_read(PeriodicTask)
-    if PeriodicTask._meta.db_table not in connections[alias].introspection.table_names():
+    alias = alias or router.db_for_read(_periodic)
+    if _periodic._meta.db_table not in connections[alias].introspection.table_names():
         return
-    rows = PeriodicTask._default_manager.using(alias).select_related("interval", "crontab", "clocked")
+    rows = _periodic._default_manager.using(alias).select_related("interval", "crontab", "clocked")
     for row in rows.order_by("name"):
         remark = "" if row.priority is None else "without its priority: @task(priority=...)"
         yield Entry(

@@ -23,15 +23,13 @@ class Migration(migrations.Migration):
                 "verbose_name": "outbox entry",
                 "verbose_name_plural": "outbox entries",
                 "indexes": [
-                    models.Index(fields=["namespace", "leased_until", "id"], name="taskbridge_outboxentry_due"),
+                    models.Index(fields=["namespace", "leased_until", "id"], name="taskbridge_outboxentry_due")
                 ],
             },
         ),
         migrations.CreateModel(
             name="DeadLetter",
-            fields=[
-                ("id", models.TextField(primary_key=True, serialize=False)),
-            ],
+            fields=[("id", models.TextField(primary_key=True, serialize=False))],
             options={
                 "verbose_name": "dead letter",
                 "permissions": (("replay_deadletter", "Can replay dead letter"),),
@@ -41,9 +39,7 @@ class Migration(migrations.Migration):
         ),
         migrations.CreateModel(
             name="Message",
-            fields=[
-                ("id", models.TextField(primary_key=True, serialize=False)),
-            ],
+            fields=[("id", models.TextField(primary_key=True, serialize=False))],
             options={
                 "permissions": (
                     ("cancel_message", "Can cancel message"),
@@ -55,22 +51,12 @@ class Migration(migrations.Migration):
         ),
         migrations.CreateModel(
             name="Queue",
-            fields=[
-                ("name", models.TextField(primary_key=True, serialize=False)),
-            ],
-            options={
-                "managed": False,
-                "default_permissions": ("view",),
-            },
+            fields=[("name", models.TextField(primary_key=True, serialize=False))],
+            options={"managed": False, "default_permissions": ("view",)},
         ),
         migrations.CreateModel(
             name="Schedule",
-            fields=[
-                ("name", models.CharField(max_length=255, primary_key=True, serialize=False)),
-            ],
-            options={
-                "permissions": (("run_schedule", "Can run schedule now"),),
-                "managed": False,
-            },
+            fields=[("name", models.CharField(max_length=255, primary_key=True, serialize=False))],
+            options={"permissions": (("run_schedule", "Can run schedule now"),), "managed": False},
         ),
     )
