@@ -55,6 +55,7 @@ if TYPE_CHECKING:  # `as` says to type checkers that a name is public
     from taskbridge.message import DeadLetter as DeadLetter
     from taskbridge.message import Message as Message
     from taskbridge.message import Priority as Priority
+    from taskbridge.pauses import Pause as Pause
     from taskbridge.results import Results as Results
     from taskbridge.retry import Discard as Discard
     from taskbridge.retry import ErrorInfo as ErrorInfo
@@ -91,6 +92,7 @@ _MODULES = {
     "health": "Health",
     "hooks": "Event",
     "message": "DeadLetter Message Priority",
+    "pauses": "Pause",
     "results": "Results",
     "retry": "Discard ErrorInfo Retry RetryPolicy",
     "routing": "Queue",

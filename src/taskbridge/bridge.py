@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
+from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar, overload
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, Type
 from taskbridge import locks
 from taskbridge.declaration import Declaration, declare, place_of, undeclared
 from taskbridge.durations import Duration, When, delay_s, seconds
-from taskbridge.exceptions import DeclarationError, UnsupportedError
+from taskbridge.exceptions import DeclarationError, StoreUnavailable, UnsupportedError
 from taskbridge.handle import Handle
 from taskbridge.hooks import Hook, HookName, for_tasks
 from taskbridge.message import DeadLetter, Priority
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from taskbridge.engines.settle import BoundTask
     from taskbridge.health import Health
     from taskbridge.outbox import Relay
+    from taskbridge.pauses import Pause, Pauses
     from taskbridge.results import Results
     from taskbridge.schedules.listing import Schedules
     from taskbridge.schedules.plan import CatchUp, Overlap, Timing
@@ -538,8 +540,12 @@ class Bridge(Parts):
         """Return the dead letters, the oldest first, as they are stored; `dead.list` shows them."""
         return self.broker.dead_letters()
 
+    def paused(self) -> tuple[Pause, ...]:
+        """Return what is paused, the earliest first, as the store says now; without a store `UnsupportedError`."""
+        return self._pausing("paused").all()
+
     def health(self, *queues: str, timeout: Duration = 5) -> Health:
-        """Return whether workers consume these queues, by a probe in each; all known queues if none is named.
+        """Return whether workers consume these queues, by a probe in each that is not paused; all if none is named.
 
         It waits for answers for `timeout` at most. If workers are threads of this process, it is an `UnsupportedError`.
         """
@@ -548,11 +554,43 @@ class Bridge(Parts):
         for queue in queues:
             check_known(queue, self.queues())
         asked = tuple(dict.fromkeys(queues)) or self.queues()
+        paused = set[str | None]()
+        with suppress(StoreUnavailable):  # then nothing is known to be paused
+            paused = {each.queue for each in (() if self.pauses is None else self.pauses.all())}
         return examine(
-            self.broker, self.settings.url, asked, timeout_s=seconds(timeout, name="timeout"), now=self.now()
+            self.broker,
+            self.settings.url,
+            asked,
+            paused=paused.intersection(asked),
+            timeout_s=seconds(timeout, name="timeout"),
+            now=self.now(),
         )
 
     # Changing
+
+    def pause(self, queue: str | None = None, *, task: str | None = None, until: datetime | None = None) -> None:
+        """Let no message of a queue start any more, or of the tasks whose names match the glob `task`.
+
+        Exactly one of the two is given, else it is a `ValueError`. Workers know it within a second, those that start
+        later too. What runs goes on, and sending does. It holds until `resume`, or until an aware datetime by the
+        store's clock, which must be in the future; to pause again sets another one. It needs a store, else this raises
+        `UnsupportedError`.
+        """
+        if queue is not None:
+            check_known(queue, self.queues())
+        self._pausing("pause").pause(*_one(queue, task), until)
+
+    def resume(self, queue: str | None = None, *, task: str | None = None) -> bool:
+        """Let messages of a queue start again, or of the tasks of a glob that was paused; return whether it was."""
+        was_paused = self._pausing("resume").resume(*_one(queue, task))
+        self.work_is_there()
+        return was_paused
+
+    def _pausing(self, what: str) -> Pauses:
+        if self.pauses is None:
+            problem = "pausing needs a store; set one (TASKBRIDGE_STORE=redis://localhost:6379/0, say)"
+            raise UnsupportedError(what, self.settings.url.target, problem)
+        return self.pauses
 
     def close(self) -> None:
         """Close the connections and stop what runs in the background; the next use opens them again."""
@@ -596,6 +634,12 @@ class Bridge(Parts):
     def move_to(self, url: str) -> None:
         """Use another engine and broker; all else stays: other settings, tasks and hooks."""
         self.reconfigure(**{**self._given, "url": url})
+
+
+def _one(queue: str | None, task: str | None) -> tuple[str | None, str | None]:
+    if (queue is None) == (task is None) or task == "":
+        raise ValueError(f"either a queue or a glob of tasks is paused, not {queue!r} and {task!r}")
+    return queue, task
 
 
 class _DefaultBridge(Bridge):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
@@ -23,8 +23,9 @@ _LONGEST_PAUSE_S: Final = 0.1
 _LEAVE_S: Final = 1.0
 _LAST_LOOK_S: Final = 1.0
 
-QueueHealth: TypeAlias = Literal["consumed", "busy", "silent"]
-"""`consumed`: a worker answered. `busy`: none did, but one says that all its slots are taken. `silent`: neither."""
+QueueHealth: TypeAlias = Literal["consumed", "busy", "silent", "paused"]
+"""`consumed`: a worker answered. `busy`: none did, but one says that all its slots are taken. `silent`: neither.
+`paused`: it is, so that nobody was asked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,13 +46,26 @@ class Health:
         return "silent" not in self.queues.values()
 
 
-def examine(broker: Broker, url: Address, queues: Sequence[str], *, timeout_s: float, now: float) -> Health:
-    """Put a probe in each queue, and wait until workers of this URL's engine answered; raises as `Bridge.health`."""
+def examine(
+    broker: Broker,
+    url: Address,
+    queues: Sequence[str],
+    *,
+    paused: Collection[str | None] = (),
+    timeout_s: float,
+    now: float,
+) -> Health:
+    """Put a probe in each queue, and wait until workers of this URL's engine answered; raises as `Bridge.health`.
+
+    A probe in one that is paused would find nobody.
+    """
     if not isinstance(broker, SignBroker):
         raise UnsupportedError("health", url.target, "its workers are threads of this very process")
     began = time.monotonic()
-    probes = [make_probe(queue, now=now, life_s=timeout_s) for queue in queues]
+    probes = [make_probe(queue, now=now, life_s=timeout_s) for queue in queues if queue not in paused]
     signs = {probe.queue: (answer_sign(probe), busy_sign(url.engine, probe.queue)) for probe in probes}
+    if not probes:
+        return Health(queues=dict.fromkeys(queues, "paused"), seconds=time.monotonic() - began)
     try:
         broker.ask(probes, timeout_s=timeout_s)
         found = _wait(broker, signs, began, timeout_s)
@@ -60,7 +74,7 @@ def examine(broker: Broker, url: Address, queues: Sequence[str], *, timeout_s: f
             broker.withdraw(probes, [answer for answer, _ in signs.values()], timeout_s=_LEAVE_S)
         except BrokerUnavailable as exc:
             _log.info("the probes are left to expire: %s", exc.problem)
-    return Health(queues=found, seconds=time.monotonic() - began)
+    return Health(queues={queue: found.get(queue, "paused") for queue in queues}, seconds=time.monotonic() - began)
 
 
 def _wait(

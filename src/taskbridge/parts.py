@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from taskbridge.brokers.base import Broker, Wire
     from taskbridge.engines.base import Engine
     from taskbridge.observing import Observer
+    from taskbridge.pauses import Pauses
     from taskbridge.settings import Settings
     from taskbridge.stores.base import Marks, Store
     from taskbridge.stores.records import Records
@@ -156,6 +157,16 @@ class Parts:
         return None if store is None else store.records
 
     @property
+    def pauses(self) -> Pauses | None:
+        """What is paused, as far as this process knows; None without a store."""
+        store = self.store
+        if store is None:
+            return None
+        from taskbridge.pauses import Pauses  # here, for few processes need it
+
+        return self._part("pauses", lambda: Pauses(store.backend, self.now, timeout_s=self.settings.send_timeout_s))
+
+    @property
     def engine(self) -> Engine:
         """The engine, joined to this bridge; imports it, or raises `NotInstalledError`."""
         self._part("joined", self._join)
@@ -175,9 +186,9 @@ class Parts:
     def close(self) -> None:
         """Close the connections and stop what runs in the background; the next use opens them again."""
         with self._lock:
-            names = "engine", "joined", "store", "cancellations", "clock"
-            engine, joined, store, cancellations, _ = [self._made.pop(name, None) for name in names]
-        for part in (engine, joined and joined[0], store, cancellations):
+            names = "engine", "joined", "store", "cancellations", "pauses", "clock"
+            engine, joined, store, cancellations, pauses, _ = [self._made.pop(name, None) for name in names]
+        for part in (engine, joined and joined[0], store, cancellations, pauses):
             if part is not None:
                 part.close()
 

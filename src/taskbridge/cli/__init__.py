@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from taskbridge._version import __version__
 from taskbridge.bridge import Bridge
-from taskbridge.cli import check, command, dead, messages, queues, schedules, store, verify, worker
+from taskbridge.cli import check, command, dead, messages, pauses, queues, schedules, store, verify, worker
 from taskbridge.cli.output import say
 from taskbridge.exceptions import BrokerUnavailable, NotInstalledError, StoreUnavailable, TaskBridgeError
 
@@ -59,6 +59,9 @@ _COMMANDS = (
     check.check,
     queues.routes,
     queues.queues,
+    pauses.pause,
+    pauses.resume,
+    pauses.paused,
     schedules.schedules,
     queues.health,
     messages.status,

@@ -18,6 +18,7 @@ from taskbridge.brokers.base import Remark
 from taskbridge.cli.applications import others
 from taskbridge.cli.command import JSON, MODULE_OR_NONE, URL, Output, any_bridge, argument, command
 from taskbridge.cli.output import CYAN, GREEN, RED, YELLOW, colored, duration, policy
+from taskbridge.cli.pauses import until_text
 from taskbridge.cli.queues import route_text, unmatched_routes
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError, UnsupportedError
 from taskbridge.hints import unresolved
@@ -112,6 +113,10 @@ def _findings(bridge: Bridge, app: str | None) -> Iterator[Remark]:
                     "unique, which needs a store: set `store` to a redis:// or postgresql:// URL, or nobody can send"
                 )
                 yield Remark("unique", "error", f"{', '.join(unique)}: {problem}")
+    with suppress(TaskBridgeError):  # it has no store, or that was told above
+        for each in bridge.paused():
+            what = f"tasks {each.task}" if each.queue is None else f"queue {each.queue}"
+            yield Remark("paused", "note", f"{what}{until_text(each)}: nothing of it starts until it is resumed")
     yield from _routes(bridge, app)
     yield Remark("queues", "ok", ", ".join(bridge.queues()))
     yield from (Remark("limits", "note", limit) for limit in _limits(settings))

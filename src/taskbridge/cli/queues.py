@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import math
 from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
-from taskbridge import Bridge, BrokerUnavailable
+from taskbridge import Bridge, BrokerUnavailable, Pause, StoreUnavailable, UnsupportedError
 from taskbridge.cli import command as cli
 from taskbridge.cli.output import duration, policy, say, table
+from taskbridge.cli.pauses import until_text
 from taskbridge.declaration import Declaration
 from taskbridge.routing import Route
 
@@ -23,18 +27,31 @@ def queues(bridge: Bridge, arguments: Namespace) -> cli.Output:
       taskbridge queues shop.tasks
       watch -n 2 taskbridge queues shop.tasks
 
-    The known queues are those of the settings, the routes and the tasks of MODULE. Delayed messages are scheduled, or
+    The known queues are those of the settings, the routes and the tasks of MODULE. One that is paused is shown so, and
+    so are the tasks that are. Delayed messages are scheduled, or
     wait for their next attempt. What a worker has taken is not counted.
     Then: `taskbridge dead list` shows what failed for good, and why.
     """
     counts = bridge.counts()
     none = "\nno MODULE is named: only the queues of the settings and their routes are known"
     more = none if arguments.app is None else ""
-    rows = [(queue, str(number)) for queue, number in counts.waiting.items()]
-    waiting = table(("queue", "waiting"), rows, right="waiting")
+    paused: Sequence[Pause] = ()
+    with suppress(UnsupportedError, StoreUnavailable):  # it has no store, or that is away
+        paused = bridge.paused()
+    states = {each.queue: f"paused{until_text(each)}" for each in paused}
+    rows = [
+        (queue, str(number), *([states.get(queue, "")] if states else [])) for queue, number in counts.waiting.items()
+    ]
+    tasks = [f"\ntasks {each.task} paused{until_text(each)}" for each in paused if each.task is not None]
+    waiting = table(("queue", "waiting", "") if states else ("queue", "waiting"), rows, right="waiting")
     return cli.Output(
-        text=f"{waiting}\n\ndelayed {counts.delayed}, dead {counts.dead}{more}",
-        data={"waiting": dict(counts.waiting), "delayed": counts.delayed, "dead": counts.dead},
+        text=f"{waiting}\n\ndelayed {counts.delayed}, dead {counts.dead}{''.join(tasks)}{more}",
+        data={
+            "waiting": dict(counts.waiting),
+            "delayed": counts.delayed,
+            "dead": counts.dead,
+            "paused": [asdict(each) for each in paused],
+        },
     )
 
 
@@ -42,6 +59,7 @@ _MEANINGS = {
     "consumed": "consumed",
     "busy": "busy: all slots of its workers are taken",
     "silent": "silent: no worker consumes it",
+    "paused": "paused: nothing of it starts until it is resumed",
     "unknown": "unknown: the broker does not answer",
 }
 
@@ -87,6 +105,7 @@ def health(bridge: Bridge, arguments: Namespace) -> cli.Output:
       consumed   a worker answered
       busy       none answered, but a worker that consumes it says that all its slots are taken by running tasks
       silent     neither: there is no worker for it, or it hangs
+      paused     it is paused, so no worker was asked
 
     MODULE is needed only for the names of its queues: with --queues, and TASKBRIDGE_URL in the environment, leave it
     out, and nothing of the application is imported.

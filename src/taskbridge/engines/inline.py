@@ -16,7 +16,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from functools import partial
 from math import inf
@@ -30,7 +30,7 @@ from taskbridge.engines.base import INLINE_THREADS, Command, Host, WorkerOptions
 from taskbridge.engines.pump import Pump
 from taskbridge.engines.settle import not_settled, put_off_unknown, record_buried, run_and_settle
 from taskbridge.engines.worker_life import AFTER_GRACE_S
-from taskbridge.exceptions import TaskBridgeError, UnsupportedError
+from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError, UnsupportedError
 from taskbridge.hooks import Event
 from taskbridge.logs import logger
 from taskbridge.message import PRIORITIES, Message, loads
@@ -75,6 +75,8 @@ class InlineWire:
     def __init__(self) -> None:
         self.changed: locks.Condition = locks.Condition()
         self._waiting: dict[str, list[tuple[int, int, str]]] = {}
+        self.is_paused: Callable[[Message], bool] = lambda _: False
+        self.held: list[tuple[str, tuple[int, int, str]]] = []  # what is paused, each with its queue
         self._numbers = itertools.count()
         self._returns = itertools.count(-1, -1)
 
@@ -91,13 +93,28 @@ class InlineWire:
             self.changed.notify_all()  # for who waits may serve other queues
 
     def take(self, queues: Sequence[str] | None) -> Message | None:
-        """Return the next message of these queues, all if None, or None if none waits; priorities are a queue's own."""
+        """Return the next message of these queues, all if None, or None if none waits; priorities are a queue's own.
+
+        Those that are paused are held until `release`.
+        """
         with self.changed:
             names = self._waiting if queues is None else queues
-            heads = [(self._waiting[name][0][1], name) for name in names if self._waiting.get(name)]
-            if not heads:  # of several queues, the one whose next message came first
-                return None
-            return loads(heapq.heappop(self._waiting[min(heads)[1]])[2])
+            while heads := [(self._waiting[name][0][1], name) for name in names if self._waiting.get(name)]:
+                name = min(heads)[1]  # of several queues, the one whose next message came first
+                place = heapq.heappop(self._waiting[name])
+                message = loads(place[2])
+                if not self.is_paused(message):
+                    return message
+                self.held.append((name, place))
+            return None
+
+    def release(self) -> None:
+        """Put what is held where it was: other queues or tasks are paused now."""
+        with self.changed:
+            for name, place in self.held:
+                heapq.heappush(self._waiting[name], place)
+            self.held.clear()
+            self.changed.notify_all()
 
     def places(self, queue: str) -> Sequence[str]:
         """Return the queue's own name."""
@@ -106,7 +123,7 @@ class InlineWire:
     def waiting(self, queue: str) -> int:
         """Return how many messages wait in a queue."""
         with self.changed:
-            return len(self._waiting.get(queue, ()))
+            return len(self._waiting.get(queue, ())) + sum(name == queue for name, _ in self.held)
 
 
 class _Workers:
@@ -158,6 +175,7 @@ class InlineEngine:
     def __init__(self, host: Host) -> None:
         self._host = host
         self.wire: InlineWire = InlineWire()  # the queues
+        self.wire.is_paused = self._is_paused
         self.clock: VirtualClock = VirtualClock()  # the virtual clock
         self.broker: MemoryBroker = MemoryBroker(host.settings, self.wire, self.clock.now)  # what is delayed and dead
         self._thread_count = host.settings.url.threads
@@ -257,6 +275,15 @@ class InlineEngine:
                     return message
                 self.wire.changed.wait()
         return None
+
+    def _is_paused(self, message: Message) -> bool:
+        pauses = self._host.pauses
+        if pauses is None:
+            return False
+        pauses.on_change = self.wire.release
+        with suppress(BrokerUnavailable):  # then its start asks again
+            return pauses.covers(message)
+        return False
 
     def run(self, message: Message) -> None:
         """Run a message that is counted as running; what it sets of context variables ends with it."""
@@ -359,6 +386,8 @@ class InlineEngine:
                 runs += 1
             due = self.broker.next_due()
             at = look_at if due is None else min(due, look_at)
+            if self.wire.held and self._host.pauses is not None:
+                at = min(at, self._host.pauses.ends_at)
             if done() or at == until == inf:  # nothing is left
                 return runs
             self.clock.move_to(min(at, until))
@@ -367,6 +396,9 @@ class InlineEngine:
 
     def _next(self) -> Message | None:
         self.broker.promote_due(partial(record_buried, self._host))
+        if self.wire.held and self._host.pauses is not None:
+            with suppress(BrokerUnavailable):  # the last that is known holds
+                self._host.pauses.look()
         message = self.wire.take(None)
         if message is None:
             self._host.relay.step()

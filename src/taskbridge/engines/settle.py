@@ -2,7 +2,7 @@
 
 An engine acknowledges its message only after `finish` returns (rules A1, R5 and RS2). What waits for the broker or the
 store raises `NotSettledError` if they were away until the worker stopped: `begin`, `finish`, `settle`, `later`, `bury`,
-`put_off_unknown` and `bury_unreadable`.
+`put_off_unknown`, `put_off_paused` and `bury_unreadable`.
 
 What is done comes in an order in which a worker may be killed anywhere. That an attempt failed is recorded before the
 next one is parked, so that the record of that one comes later. What is final is recorded last, when dead letter and
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from time import monotonic
 from typing import Any, Final, Generic, TypeVar
 
 from taskbridge import codec, failures
@@ -33,6 +34,7 @@ from taskbridge.hooks import Event, HookName
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, is_id
 from taskbridge.observing import tell
+from taskbridge.pauses import Pauses
 from taskbridge.probe import ANSWER_LIFE_S, PROBE, answer_sign
 from taskbridge.retry import (
     CancelledVerdict,
@@ -123,6 +125,7 @@ class BoundTask(Runner):
         marks: The attempt marks; None without a store.
         records: Where its messages are recorded; None without a store, and with `results=False`.
         cancellations: What is known of cancelled messages.
+        pauses: What is known to be paused; None without a store.
         stopping: Set once this process's worker stops.
     """
 
@@ -131,6 +134,7 @@ class BoundTask(Runner):
     marks: Marks | None
     records: Records | None
     cancellations: Cancellations
+    pauses: Pauses | None
     stopping: threading.Event
 
 
@@ -159,6 +163,7 @@ def bind(host: Host, task: str) -> BoundTask:
         marks=host.marks,
         records=records,
         cancellations=cancellations,
+        pauses=host.pauses,
         stopping=host.stopping,
     )
 
@@ -203,6 +208,10 @@ def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | 
     if message.task == PROBE:
         _answer(task, message)
         return Done(None)
+    pauses = task.pauses
+    if pauses is not None and (pauses.active or monotonic() >= pauses.old_at) and pauses.covers(message):
+        put_off_paused(task, message, redelivered=redelivered)
+        return NotRun("paused")
     marks, records = task.marks, task.records
     verdict = _decided_before(task, message, redelivered=redelivered)
     if verdict is not None:
@@ -522,6 +531,12 @@ def put_off_unknown(host: Host, message: Message, *, redelivered: bool = False) 
         _log.info("task %s id %s is still not known here, waits %.1f s", message.task, message.id, wait_s)
     waiting = suspect(message) if redelivered else message
     later(host, replace(waiting, waits=message.waits + 1, waits_since=since), wait_s)
+
+
+def put_off_paused(host: Host | BoundTask, message: Message, *, redelivered: bool = False) -> None:
+    """Make a message wait that is paused; it uses up no attempt, and has no mark (rule Z5)."""
+    if host.pauses is not None:
+        later(host, suspect(message) if redelivered else message, host.pauses.wait_s())
 
 
 def not_settled(

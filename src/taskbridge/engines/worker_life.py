@@ -161,6 +161,8 @@ class WorkerLife:
         """
         if not has_children:
             prepare_marks(self._host)
+        if self._host.pauses is not None:
+            self._host.pauses.begin()
         if not self.draining:
             for thread in self._threads:
                 thread.start()

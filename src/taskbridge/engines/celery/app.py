@@ -307,6 +307,8 @@ class CeleryEngine:
     def _on_child_started(self, **_: Any) -> None:
         if self._is_child():
             multiprocessing.current_process().daemon = False  # so that tasks may start processes
+            if self.host.pauses is not None:
+                self.host.pauses.on_change = bool  # the consumer is the parent's
             # Celery kills a child that doesn't answer for 4 s, and a store that is away may take longer.
             threading.Thread(target=prepare_marks, args=(self.host,), name="taskbridge-prepare", daemon=True).start()
             self.host.hooks.call(Event(name="worker_started"))

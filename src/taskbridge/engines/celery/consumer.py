@@ -35,6 +35,7 @@ from taskbridge.engines.celery.stock import (
     worker_state,
 )
 from taskbridge.engines.celery.surplus import Surplus
+from taskbridge.engines.celery.wire import native_queue
 from taskbridge.exceptions import BrokerUnavailable, CodecError, NewerFormError
 from taskbridge.logs import logger
 from taskbridge.message import Message
@@ -305,6 +306,8 @@ class Consumer(CeleryConsumer):
         self._soon: deque[Callable[[], object]] = deque()
         self._writer: Callable[[], None] | None = None
         self._surplus: Surplus | None = None
+        self._pauses = engine.host.pauses
+        self._left: dict[str, Any] = {}  # the queues that are paused, by native names
         if getattr(pool, "is_green", False):
             raise ImproperlyConfigured(
                 "taskbridge can't interrupt tasks in greenlets (rules R8 and T1): use --pool prefork, threads or solo"
@@ -329,6 +332,8 @@ class Consumer(CeleryConsumer):
     def start(self) -> None:
         """Consume until the worker stops."""
         self._thread = threading.get_ident()
+        if self._pauses is not None:
+            self._pauses.on_change = partial(self.call_soon, self._keep_to_pauses)
         self._life.start()
         stock(super()).start()
 
@@ -384,6 +389,23 @@ class Consumer(CeleryConsumer):
             self._surplus = Surplus(self, may_return=self._host.store is not None)
             self.initial_prefetch_count = self.max_prefetch_count
         return made
+
+    def _keep_to_pauses(self) -> None:
+        """Consume no queue that is paused (rule Z2), and those again that were; in the main loop's thread."""
+        consumer, pauses = self.task_consumer, self._pauses
+        if consumer is None or pauses is None or self._life.draining:
+            return
+        paused = {native_queue(self._engine.settings.namespace, queue) for queue in pauses.queues}
+        for queue in [each for each in consumer.queues if each.name in paused]:
+            self._left[queue.name] = queue
+            consumer.cancel_by_queue(queue)
+        back = [self._left.pop(name) for name in self._left.keys() - paused]
+        if back:
+            consumer.queues = [*consumer.queues, *back]
+            if self._surplus is None:
+                consumer.consume()
+            else:
+                self._surplus.renew()
 
     def _fetch_one_more(self) -> None:
         if not self._life.draining and self.qos is not None and self.qos.value < self.max_prefetch_count:
@@ -572,6 +594,8 @@ class Consumer(CeleryConsumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Return what is called with each message."""
         hand_on: Callable[[Any], None] = stock(super()).create_task_handler(*args, **kwargs)
+        self._left.clear()
+        self._keep_to_pauses()  # a new connection's consumer has all queues, and is about to consume
 
         lost = self.lost
 
@@ -604,6 +628,10 @@ class Consumer(CeleryConsumer):
         if wait_s > 0:  # parked, for Celery would hold it in this process's memory (rules D3 and D4)
             due = settle.suspect(read) if is_redelivered else read
             return self._in_background(message, lambda: settle.later(self._host, due, wait_s))
+        if self._pauses is not None and self._pauses.active and self._pauses.holds(read):
+            return self._in_background(
+                message, lambda: settle.put_off_paused(self._host, read, redelivered=is_redelivered)
+            )
         if way is None and name in self.app.tasks and not self._has_children:
             self.update_strategies()  # declared since the worker started; children would not know it
             way = self.strategies.get(name)

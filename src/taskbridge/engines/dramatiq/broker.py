@@ -193,6 +193,7 @@ class EngineConsumer(Consumer):
         self._timeout_s = timeout_ms / 1000
         self._is_delayed = queue_name.endswith(".DQ")
         self._slots = Slots(prefetch) if self._is_delayed or broker.slots is None else broker.slots
+        self._queue = broker.reception.own_queue(queue_name)
         self._work = broker.work if self._slots is broker.slots and broker.reception.owns(queue_name) else None
         self._ready: deque[Arrival] = deque()
         self._delayed: set[Any] = set()
@@ -228,6 +229,12 @@ class EngineConsumer(Consumer):
         """Move a message to Dramatiq's own dead ones. On a server, not a task's: its dead letter is taskbridge's."""
         raise NotImplementedError
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is to be taken now: the worker stops, or the queue is paused (rule Z2)."""
+        pauses = self._engine_broker.reception.pauses
+        return self._engine_broker.draining or (pauses is not None and self._queue in pauses.queues)
+
     # For Dramatiq's consumer thread
 
     def __next__(self) -> MessageProxy | None:
@@ -240,7 +247,8 @@ class EngineConsumer(Consumer):
         if broker.slots is not None and not broker.booted.wait(_BOOT_LOOK_S):
             return None
         try:
-            if broker.draining:
+            if self.is_closed:
+                self._give_up_slot()
                 self._give_back_ready()
                 sleep(self._timeout_s)
                 return None
@@ -316,12 +324,15 @@ class EngineConsumer(Consumer):
 
         Dramatiq forgets what its thread held when the connection breaks (dramatiq/worker.py, ConsumerThread.run).
         """
+        self._give_up_slot()
+        self._give_back_ready()
+        self._return(list(self._delayed))
+
+    def _give_up_slot(self) -> None:
         is_in_line, self._is_in_line = self._is_in_line, False  # the consumer's thread may be at it too
         if is_in_line:
             self._slots.give_up(self._granted)
             self._granted.clear()
-        self._give_back_ready()
-        self._return(list(self._delayed))
 
     # For any thread
 
@@ -332,7 +343,7 @@ class EngineConsumer(Consumer):
         (dramatiq/worker.py, WorkerThread.run).
         """
         try:
-            if not self._engine_broker.draining:
+            if not self.is_closed:
                 return self._admitted(arrival)
             self._return([arrival.place])
         except NotSettledError as exc:
@@ -389,7 +400,7 @@ class EngineConsumer(Consumer):
     def _exchange(self, slots: int) -> Sequence[Arrival]:
         """Remove what is done with, and take messages in its slots, unless another queue's consumer waits for one."""
         try:
-            if not self._engine_broker.draining and self._slots.keep(self._granted):
+            if not self.is_closed and self._slots.keep(self._granted):
                 return self._taken(slots, soon=True)
             self._slots.release(slots)
             self.flush()

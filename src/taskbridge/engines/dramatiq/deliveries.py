@@ -36,6 +36,7 @@ from taskbridge.engines.worker_life import WorkerLife
 from taskbridge.exceptions import DecodeError, NewerFormError, TaskBridgeError
 from taskbridge.logs import logger
 from taskbridge.message import Message
+from taskbridge.pauses import Pauses
 from taskbridge.probe import PROBE
 from taskbridge.retry import Dead, Discarded, Done, GivenBack, RunAgain, Verdict
 
@@ -232,10 +233,15 @@ class Reception:
         self._broker = broker
         self._attempts = attempts
         self._namespace = host.settings.namespace
+        self.pauses: Pauses | None = None  # what is paused; None without a store, and while no worker runs
+
+    def own_queue(self, queue_name: str) -> str | None:
+        """Return taskbridge's name of a queue of Dramatiq's; None if it is the user's own affair."""
+        return wire.own_queue(self._namespace, queue_name)
 
     def owns(self, queue_name: str) -> bool:
-        """Return whether a queue of Dramatiq's is one of taskbridge's; else it is the user's own affair."""
-        return wire.own_queue(self._namespace, queue_name) is not None
+        """Return whether a queue of Dramatiq's is one of taskbridge's."""
+        return self.own_queue(queue_name) is not None
 
     def admit(self, queue_name: str, body: bytes, **about: Any) -> Delivery | None:
         """Return a message that is to be run, or None if it is done with and to be removed.
@@ -300,6 +306,8 @@ class Reception:
             settle.later(host, settle.suspect(message) if redelivered else message, wait_s)
         elif message.task == PROBE:
             settle.begin(host.bound(PROBE), message, redelivered=redelivered)
+        elif self.pauses is not None and self.pauses.active and self.pauses.holds(message):
+            settle.put_off_paused(host, message, redelivered=redelivered)
         elif actor is None:
             settle.put_off_unknown(host, message, redelivered=redelivered)
         elif is_from_elsewhere and (act := settle.taken_again(host, message, is_counted=told is not None)):

@@ -182,7 +182,7 @@ class _SparingConsumer(EngineConsumer):
             has_waited_long = False
             if self._slots.full_for_s() > _FULL_S:
                 self._pause()  # what comes from now on would wait for a long task
-        if has_waited_long or self._broker.draining:
+        if has_waited_long or self.is_closed:
             self._pause()
             self.give_back([arrival.place for arrival in self._next_arrived(len(self._arrived))])
             self._was_sent_back = True
@@ -226,7 +226,7 @@ class _SparingConsumer(EngineConsumer):
         The consumer's own thread would have to be woken for it, and then wake this one.
         """
         self.end(place)
-        work = None if self._broker.draining or not self._arrived else self._work
+        work = None if self.is_closed or not self._arrived else self._work
         if work is not None and self._slots.keep(self._granted):
             for arrival in self._next_arrived(1):
                 work.put(arrival)
@@ -264,7 +264,7 @@ class _SparingConsumer(EngineConsumer):
         """Hand what arrives to a thread that is free, on the fast way, or keep it; the connection's thread calls it."""
         tag, body, redelivered, times = arrived
         arrival = Arrival(self, (self._channel, tag), body, redelivered, times)
-        is_first = not self._arrived and not self._broker.draining
+        is_first = not self._arrived and not self.is_closed
         if is_first and self._work is not None and self._slots.take(1):
             self._work.put(arrival)
             return

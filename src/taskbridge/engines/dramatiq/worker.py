@@ -70,6 +70,7 @@ class DramatiqLife(WorkerLife, Middleware):
         worker.worker_timeout = min(worker.worker_timeout, _WAKE_MS)
         self.boot(is_whole_process=self.has_main_process)
         fast.enter(self._broker, worker, is_wanted=self._host.settings.fast)
+        self._broker.reception.pauses = self._host.pauses
         self._broker.opens(worker.worker_threads)
         if self.has_main_process:
             self._drain_at_signal()

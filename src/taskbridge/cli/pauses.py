@@ -1,0 +1,115 @@
+"""`taskbridge pause`, `resume` and `paused`."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from typing import Final
+
+from taskbridge import Bridge, Pause
+from taskbridge.cli import command as cli
+from taskbridge.cli.output import local_time, table
+from taskbridge.durations import moment
+
+_UNITS: Final[Mapping[str, str]] = {"s": "seconds", "m": "minutes", "min": "minutes", "h": "hours", "d": "days"}
+
+_WHAT: Final = (
+    cli.argument("queue", nargs="?", metavar="QUEUE", help="the queue"),
+    cli.argument("--task", metavar="GLOB", help="instead of a queue: the tasks whose names match, such as 'shop.*'"),
+)
+
+
+def _until(text: str) -> datetime | timedelta:
+    if found := re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)(s|m|min|h|d)", text):
+        return timedelta(**{_UNITS[found[2]]: float(found[1])})
+    with suppress(ValueError):
+        until = datetime.fromisoformat(f"{text[:-1]}+00:00" if text.endswith("Z") else text)
+        return until if until.tzinfo is not None else until.astimezone()
+    raise ArgumentTypeError(f"it must be a duration such as 90s, 30m, 2h or 1d, or a time in ISO format, not {text!r}")
+
+
+def _bridge(arguments: Namespace) -> Bridge:
+    """Return the application's bridge; without one, a bridge that knows the queue that is named."""
+    bridge = cli.server_bridge(arguments)
+    if (arguments.queue is None) == (not arguments.task):
+        raise cli.UsageError(f"{arguments.command}: name either a QUEUE, or the tasks with --task GLOB")
+    if arguments.app is not None or arguments.queue is None:
+        return bridge
+    return Bridge(arguments.url, queues=(*bridge.settings.queues, arguments.queue))
+
+
+@cli.command(
+    "pause",
+    "let nothing of a queue or a task start",
+    *_WHAT,
+    cli.argument("--until", type=_until, metavar="TIME", help="resume by itself: 90s, 30m, 2h, 1d, or a time"),
+    cli.APP,
+    cli.URL,
+    cli.JSON,
+    opens=_bridge,
+)
+def pause(bridge: Bridge, arguments: Namespace) -> cli.Output:
+    """Let no message of a queue start any more, or of some tasks, until they are resumed.
+
+    Workers know it within a second, and those that start later too: it is kept in the store. What runs goes on, and
+    sending does. What is delayed, retried or replayed comes back to its queue and waits there.
+
+      taskbridge pause email
+      taskbridge pause email --until 2h
+      taskbridge pause --task 'shop.invoices.*' --until 2026-01-31T08:00+01:00
+
+    A time without a zone is this machine's. To pause again sets another time.
+    Then: `taskbridge paused` shows what is paused, `taskbridge resume` ends it.
+    """
+    until: datetime | timedelta | None = arguments.until
+    try:
+        if isinstance(until, timedelta):
+            until = moment(bridge.now() + until.total_seconds())
+        bridge.pause(arguments.queue, task=arguments.task, until=until)
+    except (ValueError, OverflowError) as exc:
+        raise cli.UsageError(f"pause: {exc}") from exc
+    found = next((each for each in bridge.paused() if _names(each) == (arguments.queue, arguments.task)), None)
+    return cli.Output(text=f"{_shown(arguments)} is paused{until_text(found)}", data=found and asdict(found))
+
+
+@cli.command("resume", "let what is paused start again", *_WHAT, cli.APP, cli.URL, cli.JSON, opens=_bridge)
+def resume(bridge: Bridge, arguments: Namespace) -> cli.Output:
+    """Let messages of a queue start again, or those of the tasks of a glob that was paused.
+
+      taskbridge resume email
+      taskbridge resume --task 'shop.invoices.*'
+
+    Exit code 1: it was not paused.
+    """
+    was_paused = bridge.resume(arguments.queue, task=arguments.task)
+    text = f"{_shown(arguments)} {'goes on' if was_paused else 'was not paused'}"
+    return cli.Output(text=text, data={"resumed": was_paused}, code=0 if was_paused else 1)
+
+
+@cli.command("paused", "what is paused", cli.APP, cli.URL, cli.JSON, opens=cli.server_bridge)
+def paused(bridge: Bridge, arguments: Namespace) -> cli.Output:
+    """Show the queues and tasks that are paused, since when and until when.
+
+    taskbridge paused
+    """
+    found = bridge.paused()
+    rows = [(each.queue or f"tasks {each.task}", local_time(each.since), local_time(each.until)) for each in found]
+    text = table(("paused", "since", "until"), rows) if found else "nothing is paused"
+    return cli.Output(text=text, data=[asdict(each) for each in found])
+
+
+def _names(found: Pause) -> tuple[str | None, str | None]:
+    return found.queue, found.task
+
+
+def _shown(arguments: Namespace) -> str:
+    return f"queue {arguments.queue}" if arguments.queue is not None else f"every task that matches {arguments.task}"
+
+
+def until_text(found: Pause | None) -> str:
+    """Return until when something is paused, with a space before it; nothing if that is not set."""
+    return "" if found is None or found.until is None else f" until {local_time(found.until)}"
