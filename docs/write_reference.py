@@ -56,6 +56,7 @@ GROUPS: Final[Mapping[str, tuple[str, Sequence[str]]]] = {
         (
             "Counts",
             "Health",
+            "Pause",
             "DeadLetters",
             "DeadPage",
             "DeadEntry",
@@ -76,7 +77,7 @@ FOR_ENGINES: Final[Mapping[str, frozenset[str]]] = {
     name: frozenset(words.split())
     for name, words in {
         "Bridge": "around_of broker broker_for cancellations check_priorities clock declaration_of declarations divert "
-        "engine knows marks move_to now queue_of recording records records_of relay run_until store wire "
+        "engine knows marks move_to now pauses queue_of recording records records_of relay run_until store wire "
         "worker_commands work_is_there bound is_stopping task around on",
         "Task": "declaration",
         "Call": "declaration options encoded",

@@ -8,7 +8,8 @@ from typing import Any
 
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.ports import free_port
-from taskbridge.contract.registry import ALONE, scenario, with_a_server
+from taskbridge.contract.program import RETURN, Plan
+from taskbridge.contract.registry import ALONE, STORED, scenario, with_a_server, with_records
 from taskbridge.contract.scenarios.outages import Trouble, outlive
 from taskbridge.contract.target import Target
 from tests.servers import PrivateRabbitMQ, PrivateRedis, PrivateServer
@@ -29,10 +30,36 @@ def workers_outlive_a_broker_in_trouble(h: Harness) -> None:
             outlive(own, own.target.url, _troubles_of_rabbitmq(rabbitmq))
 
 
+def _with_a_known_server_and_records(target: Target) -> str:
+    return _with_a_known_server(target) or with_records(target)
+
+
+@scenario("Z1", "Z2", on=(STORED,), where=_with_a_known_server_and_records)
+def a_pause_outlives_the_broker(h: Harness) -> None:
+    """What is paused stays so when the broker is restarted, and workers that connect again keep to it."""
+    is_redis = h.target.address.broker == "redis"
+    with PrivateRedis() if is_redis else PrivateRabbitMQ() as server, _beside(h, server) as own:
+        own.start_worker(threads=4)
+        own.bridge.pause("left")
+        own.bridge.pause(task="contract.program.once")
+        own.leave_alone(1.0 + own.slack_s)
+        sent = [own.send(Plan(steps=(RETURN,), queue="left")) for _ in range(4)]
+        sent += [own.send(Plan(steps=(RETURN,), policy="once")) for _ in range(4)]
+        server.shut_down()
+        server.start()
+        others = [own.send(Plan(steps=(RETURN,), queue="right")) for _ in range(4)]
+        own.final(*[item.id for item in others], within_s=own.patience_s + 30.0)
+        own.leave_alone(5.0)
+        own.equal("the starts of what is paused", [item.id for item in sent if own.starts(item.id)], [])
+        own.bridge.resume("left")
+        own.bridge.resume(task="contract.program.once")
+        own.compare([*sent, *others])
+
+
 @contextmanager
 def _beside(h: Harness, server: PrivateServer) -> Generator[Harness]:
     """Yield a harness like this one on a server that may be harmed."""
-    target = Target.of(f"{h.target.address.engine}+{server.url}")
+    target = Target.of(f"{h.target.address.engine}+{server.url}", store=h.target.store)
     with h.environment.beside(target) as environment:
         own = Harness(environment)
         try:

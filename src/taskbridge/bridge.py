@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, Type
 from taskbridge import locks
 from taskbridge.declaration import Declaration, declare, place_of, undeclared
 from taskbridge.durations import Duration, When, delay_s, seconds
-from taskbridge.exceptions import DeclarationError, StoreUnavailable, UnsupportedError
+from taskbridge.exceptions import DeclarationError, UnsupportedError
 from taskbridge.handle import Handle
 from taskbridge.hooks import Hook, HookName, for_tasks
 from taskbridge.message import DeadLetter, Priority
@@ -554,17 +554,8 @@ class Bridge(Parts):
         for queue in queues:
             check_known(queue, self.queues())
         asked = tuple(dict.fromkeys(queues)) or self.queues()
-        paused = set[str | None]()
-        with suppress(StoreUnavailable):  # then nothing is known to be paused
-            paused = {each.queue for each in (() if self.pauses is None else self.pauses.all())}
-        return examine(
-            self.broker,
-            self.settings.url,
-            asked,
-            paused=paused.intersection(asked),
-            timeout_s=seconds(timeout, name="timeout"),
-            now=self.now(),
-        )
+        timeout_s, pauses = seconds(timeout, name="timeout"), self.pauses
+        return examine(self.broker, self.settings.url, asked, pauses=pauses, timeout_s=timeout_s, now=self.now())
 
     # Changing
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from taskbridge.brokers.base import Broker, SignBroker
-from taskbridge.exceptions import BrokerUnavailable, UnsupportedError
+from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable, UnsupportedError
 from taskbridge.logs import logger
 from taskbridge.probe import BUSY_LIFE_S, answer_sign, busy_sign, make_probe
 
 if TYPE_CHECKING:
+    from taskbridge.pauses import Pauses
     from taskbridge.settings import Address
 
 _log = logger("taskbridge.health")
@@ -22,6 +24,7 @@ _FIRST_PAUSE_S: Final = 0.01
 _LONGEST_PAUSE_S: Final = 0.1
 _LEAVE_S: Final = 1.0
 _LAST_LOOK_S: Final = 1.0
+_PAUSES_S: Final = 1.0  # how long the store may take to say what is paused; an orchestrator waits for little
 
 QueueHealth: TypeAlias = Literal["consumed", "busy", "silent", "paused"]
 """`consumed`: a worker answered. `busy`: none did, but one says that all its slots are taken. `silent`: neither.
@@ -51,7 +54,7 @@ def examine(
     url: Address,
     queues: Sequence[str],
     *,
-    paused: Collection[str | None] = (),
+    pauses: Pauses | None = None,
     timeout_s: float,
     now: float,
 ) -> Health:
@@ -62,6 +65,7 @@ def examine(
     if not isinstance(broker, SignBroker):
         raise UnsupportedError("health", url.target, "its workers are threads of this very process")
     began = time.monotonic()
+    paused = _paused(pauses)
     probes = [make_probe(queue, now=now, life_s=timeout_s) for queue in queues if queue not in paused]
     signs = {probe.queue: (answer_sign(probe), busy_sign(url.engine, probe.queue)) for probe in probes}
     if not probes:
@@ -75,6 +79,12 @@ def examine(
         except BrokerUnavailable as exc:
             _log.info("the probes are left to expire: %s", exc.problem)
     return Health(queues={queue: found.get(queue, "paused") for queue in queues}, seconds=time.monotonic() - began)
+
+
+def _paused(pauses: Pauses | None) -> Collection[str | None]:
+    with suppress(StoreUnavailable):  # then nothing is known to be paused
+        return {each.queue for each in (() if pauses is None else pauses.all(timeout_s=_PAUSES_S))}
+    return ()
 
 
 def _wait(

@@ -100,9 +100,9 @@ class Pauses(Background):
 
     # For operators
 
-    def all(self) -> tuple[Pause, ...]:
-        """Return what is paused, the earliest first; raises `StoreUnavailable`."""
-        return self._in_force(self._read(self._timeout_s)[1])
+    def all(self, *, timeout_s: float = inf) -> tuple[Pause, ...]:
+        """Return what is paused, the earliest first; raises `StoreUnavailable`, at the latest after `send_timeout`."""
+        return self._in_force(self._read(min(timeout_s, self._timeout_s))[1])
 
     def pause(self, queue: str | None, task: str | None, until: datetime | None) -> None:
         """Pause a queue or a glob's tasks; one that is paused already goes on at the new time."""

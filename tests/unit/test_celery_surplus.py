@@ -158,7 +158,7 @@ def test_what_waits_for_a_slot_and_goes_back_does_not_count_as_taken(
     consumer.strategies = {read.task: way}
     consumer.dead = SimpleNamespace(redacts=False)
     consumer._host = SimpleNamespace(marks=object(), now=lambda: 0.0)
-    consumer._surplus = place.surplus
+    consumer._surplus, consumer._pauses = place.surplus, None
     consumer._came_back = lambda *_: False
     consumer.has_free_slot = place.has_free_slot
     message = SimpleNamespace(delivery_info={"redelivered": True}, headers={})

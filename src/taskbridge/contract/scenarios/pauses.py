@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
+from taskbridge import UnknownQueue
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, Step, ask, fail, hold
-from taskbridge.contract.registry import STORED, scenario, with_processes, with_records
+from taskbridge.contract.registry import ALONE, STORED, scenario, with_processes, with_records
 from taskbridge.contract.target import Target
 from taskbridge.durations import moment
 
@@ -49,6 +51,32 @@ def _waits(h: Harness, queue: str, count: int) -> None:
     h.until(lambda: (counts().waiting[queue], counts().delayed) == (count, 0), f"{count} messages to wait in {queue}")
 
 
+_WITHOUT_STORE: Final = """
+from taskbridge import UnsupportedError
+for act in (bridge.paused, lambda: bridge.pause("vip"), lambda: bridge.resume(task="*")):
+    try:
+        act()
+    except UnsupportedError:
+        print("refused", end=" ")
+"""
+
+
+@scenario("Z0", on=(ALONE,))
+def pausing_needs_a_store(h: Harness) -> None:
+    """Pausing is refused where there is no store, and so is what can't be paused."""
+    if h.target.address.broker == "amqp":
+        h.equal("what is said without a store", h.in_python(_WITHOUT_STORE).split(), ["refused"] * 3)
+        return
+    for wrong in (h.bridge.pause, partial(h.bridge.pause, "vip", task="*")):
+        h.refused(ValueError, wrong)
+    h.refused(UnknownQueue, h.bridge.pause, "vipp")
+    h.bridge.pause("vip")
+    found = [(each.queue, each.task, each.until) for each in h.bridge.paused()]
+    h.equal("what is paused", found, [("vip", None, None)])
+    h.equal("whether it was paused", (h.bridge.resume("vip"), h.bridge.resume("vip")), (True, False))
+    h.equal("what is paused", h.bridge.paused(), ())
+
+
 @scenario("Z1", "Z2", on=(STORED,), where=with_records)
 def a_paused_queue_waits(h: Harness) -> None:
     """Of a queue paused under load nothing starts after a second; what runs ends, and all is run once resumed."""
@@ -64,10 +92,7 @@ def a_paused_queue_waits(h: Harness) -> None:
     others = _run(h, [Plan(steps=(RETURN,), queue="right") for _ in range(8)])
     h.final(running[0].id)
     _waits(h, "left", len(loaded) - count)
-    h.equal(
-        "what is paused", [(each.queue, each.task, each.until) for each in h.bridge.paused()], [("left", None, None)]
-    )
-    h.equal("whether it was paused", (h.bridge.resume("left"), h.bridge.resume("left")), (True, False))
+    h.bridge.resume("left")
     h.compare([*running, *loaded, *others])
 
 
