@@ -61,7 +61,6 @@ _COMMANDS = (
     queues.queues,
     pauses.pause,
     pauses.resume,
-    pauses.paused,
     schedules.schedules,
     queues.health,
     messages.status,
