@@ -44,8 +44,8 @@ _ANSWER_S: Final = 1.0  # how long a reading may take, and hold up a start
 PUT_OFF_S: Final = 3.0
 """How long a message of a paused task waits at least before it is looked at again."""
 
-MOST_PUT_OFF_S: Final = 300.0
-MOST_BACK_A_SECOND: Final = 200
+MOST_PUT_OFF_S: Final = 600.0
+MOST_BACK_A_SECOND: Final = 100
 """How many messages a second come back to a process that has put them off: more of them wait longer."""
 
 _PAUSE_S: Final = 0.01  # before a change is tried again, because somebody else was quicker
