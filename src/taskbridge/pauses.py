@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from math import inf
 from time import monotonic, sleep
+from types import NoneType
 from typing import Any, Final
 
 from taskbridge import locks
@@ -43,8 +44,8 @@ _ANSWER_S: Final = 1.0  # how long a reading may take, and hold up a start
 PUT_OFF_S: Final = 3.0
 """How long a message of a paused task waits at least before it is looked at again."""
 
-MOST_PUT_OFF_S: Final = 300.0
-MOST_BACK_A_SECOND: Final = 200
+MOST_PUT_OFF_S: Final = 600.0
+MOST_BACK_A_SECOND: Final = 100
 """How many messages a second come back to a process that has put them off: more of them wait longer."""
 
 _PAUSE_S: Final = 0.01  # before a change is tried again, because somebody else was quicker
@@ -88,6 +89,8 @@ class Pauses(Background):
         self._timeout_s = timeout_s
         self._asking = locks.Lock()
         self._pacing = locks.Lock()
+        self._text: str | None = None
+        self._found: tuple[Pause, ...] = ()
         self._globs: tuple[str, ...] = ()
         self._back_at = 0.0
         self._is_known = False
@@ -102,54 +105,49 @@ class Pauses(Background):
 
     def all(self, *, timeout_s: float = inf) -> tuple[Pause, ...]:
         """Return what is paused, the earliest first; raises `StoreUnavailable`, at the latest after `send_timeout`."""
-        return self._in_force(self._read(min(timeout_s, self._timeout_s))[1])
+        return self._in_force(_readable(self._get(min(timeout_s, self._timeout_s))))
 
     def pause(self, queue: str | None, task: str | None, until: datetime | None) -> None:
-        """Pause a queue or a glob's tasks; one that is paused already goes on at the new time."""
-        since = self._now()
-        if until is not None and timestamp(until, name="until") <= since:
+        """Pause a queue or a glob's tasks; for one that is paused, set when it ends."""
+        now = self._now()
+        if until is not None and timestamp(until, name="until") <= now:
             raise ValueError(f"until must be in the future, not {until.isoformat()}")
-
-        def change(found: Sequence[Pause]) -> list[Pause]:
-            former = [each for each in found if (each.queue, each.task) == (queue, task)]
-            others = [each for each in found if each not in former]
-            begun = former[0].since if former else moment(since)
-            return [*others, Pause(queue=queue, task=task, since=begun, until=until)]
-
-        self._change(change)
+        self._change(Pause(queue=queue, task=task, since=moment(now), until=until), is_paused=True)
 
     def resume(self, queue: str | None, task: str | None) -> bool:
         """Resume a queue, or the tasks of a glob; return whether it was paused."""
-        before = self._change(lambda found: [each for each in found if (each.queue, each.task) != (queue, task)])
-        return any((each.queue, each.task) == (queue, task) for each in before)
+        pause = Pause(queue=queue, task=task, since=moment(self._now()), until=None)
+        return self._change(pause, is_paused=False)
 
-    def _change(self, change: Callable[[Sequence[Pause]], list[Pause]]) -> Sequence[Pause]:
-        """Put in the store what becomes of what is in force, and return that."""
+    def _change(self, pause: Pause, *, is_paused: bool) -> bool:
+        """Put a pause in the place of what is in force, or end that; return whether there was one."""
         deadline = monotonic() + self._timeout_s
         while (left_s := deadline - monotonic()) > 0:
-            head, found = self._read(left_s)
-            before = self._in_force(found)
+            text = self._get(left_s)
+            found = {(each.queue, each.task): each for each in self._in_force(_readable(text))}
+            former = found.get((pause.queue, pause.task))
+            if is_paused:
+                found[pause.queue, pause.task] = pause if former is None else replace(former, until=pause.until)
+            elif former is not None:
+                del found[pause.queue, pause.task]
             rows = [
                 [each.queue, each.task, each.since.timestamp(), each.until and each.until.timestamp()]
-                for each in change(before)
+                for each in found.values()
             ]
-            text = f"{next_of(head)}\n{json.dumps(rows)}"
-            if self._backend.write([Write(KEY, head, text)], timeout_s=max(0.0, deadline - monotonic()))[0]:
+            head = head_of(text)
+            write = Write(KEY, head, f"{next_of(head)}\n{json.dumps(rows)}")
+            if self._backend.write([write], timeout_s=max(0.0, deadline - monotonic()))[0]:
                 if self._thread is not None or not self._backend.is_shared:
                     with suppress(BrokerUnavailable):  # the thread looks again
                         self.look()
-                return before
+                return former is not None
             sleep(_PAUSE_S)
         raise StoreUnavailable("others pause and resume at the same time")
 
-    def _read(self, timeout_s: float) -> tuple[str, tuple[Pause, ...]]:
-        (text,) = self._backend.get([KEY], timeout_s=timeout_s)
-        try:
-            return head_of(text), _loads(text)
-        except _UNREADABLE as exc:
-            raise StoreUnavailable(f"what is paused, under {KEY!r}, can't be read: remove that key") from exc
+    def _get(self, timeout_s: float) -> str | None:
+        return self._backend.get([KEY], timeout_s=timeout_s)[0]
 
-    def _in_force(self, found: Sequence[Pause]) -> tuple[Pause, ...]:
+    def _in_force(self, found: Iterable[Pause]) -> tuple[Pause, ...]:
         now = self._now()
         return tuple(each for each in found if each.until is None or each.until.timestamp() > now)
 
@@ -187,8 +185,11 @@ class Pauses(Background):
     def run(self, stop: threading.Event) -> None:
         """Keep what is known new."""
         while not stop.wait(PERIOD_S):
-            with suppress(BrokerUnavailable):  # which is told
-                self.look()
+            try:
+                with suppress(BrokerUnavailable):  # which is told
+                    self.look()
+            except Exception:
+                _log.exception("looking for what is paused failed, trying again")
 
     def _renew(self) -> None:
         if self._backend.is_shared:
@@ -202,24 +203,35 @@ class Pauses(Background):
                 raise
 
     def look(self, *, asked_at: float = inf) -> None:
-        """Learn what is paused now, unless another thread has learnt it since; raises `StoreUnavailable`."""
+        """Learn what is paused now, unless another thread has done so since `asked_at`; raises `StoreUnavailable`."""
         with self._asking:
-            began = monotonic()
-            if began < self.old_at < inf and asked_at + _OLD_S < self.old_at:
+            if asked_at + _OLD_S < self.old_at < inf:
                 return
+            began, error = monotonic(), None
             try:
-                found = self._read(min(_ANSWER_S, self._timeout_s))[1]
+                text = self._get(min(_ANSWER_S, self._timeout_s))
             except BrokerUnavailable as exc:
                 if not self._is_away:
                     held = "what is known holds" if self._is_known else "nothing starts until it is"
                     _log.warning("it is not known what is paused, %s: %s", held, exc.problem)
-                self._is_away = True
-                raise
-            self._is_away, self._is_known = False, True
-            self.old_at = began + _OLD_S if self._backend.is_shared else inf
-            has_changed = self._note(self._in_force(found))
+                self._is_away, error = True, exc
+            else:
+                self._learn(text)
+                self.old_at = began + _OLD_S if self._backend.is_shared else inf
+            has_changed = self._note(self._in_force(self._found))  # one may have ended meanwhile
         if has_changed:  # not under the lock, for what is told may take locks that those who ask hold
             self.on_change()
+        if error is not None:
+            raise error
+
+    def _learn(self, text: str | None) -> None:
+        self._is_away, self._is_known = False, True
+        if text != self._text:
+            self._text = text
+            try:
+                self._found = _loads(text)
+            except _UNREADABLE as exc:
+                _log.error("what is paused, under %r, can't be read and is left as it was: %s", KEY, type(exc).__name__)
 
     def _note(self, found: Sequence[Pause]) -> bool:
         """Note what is in force; return whether it is something else than before."""
@@ -242,9 +254,16 @@ def _loads(text: str | None) -> tuple[Pause, ...]:
     """Return the pauses in a text; raises `_UNREADABLE`."""
     rows: list[Any] = [] if text is None else json.loads(text.partition("\n")[2])
     for queue, task, *_ in rows:
-        if not isinstance(queue, str) and not isinstance(task, str):
+        if (type(queue), type(task)) not in ((str, NoneType), (NoneType, str)):
             raise TypeError("neither a queue nor a task")
     return tuple(
         Pause(queue=queue, task=task, since=moment(float(since)), until=moment(until))
-        for queue, task, since, until in rows
+        for queue, task, since, until, *_ in rows
     )
+
+
+def _readable(text: str | None) -> tuple[Pause, ...]:
+    try:
+        return _loads(text)
+    except _UNREADABLE as exc:
+        raise StoreUnavailable(f"what is paused, under {KEY!r}, can't be read: remove that key") from exc

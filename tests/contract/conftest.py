@@ -25,7 +25,7 @@ _STORE = "redis://localhost" if importlib.util.find_spec("redis") else None
 _HERE = Path(__file__).parent
 
 
-FAST_RULES: Final = frozenset(("A1", "A3", "A4", "A6", "A7", "C", "I1", "P2", "R2", "R8", "T1"))
+FAST_RULES: Final = frozenset(("A1", "A3", "A4", "A6", "A7", "C", "I1", "P2", "R2", "R8", "T1", "Z3", "Z5"))
 """What is about taking, running, acknowledging and stopping, on which the engines' fast rooms bear."""
 
 BROKER_RULES: Final = frozenset(

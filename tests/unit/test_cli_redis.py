@@ -176,7 +176,7 @@ def test_queues_and_dead_letters_are_shown(run: Run, redis_server: PrivateRedis)
     bridge.close()
 
     queues: Any = json.loads(run("queues", "shop", "--json", **settings).stdout)
-    assert queues == {"waiting": {"default": 0, "email": 2}, "delayed": 1, "dead": 1}
+    assert queues == {"waiting": {"default": 0, "email": 2}, "delayed": 1, "dead": 1, "paused": []}
     shown = run("queues", "shop", **settings).stdout
     assert re.search(r"email +2\n", shown)
     assert "delayed 1, dead 1" in shown
@@ -494,3 +494,39 @@ def test_what_takes_long_shows_on_a_terminal_how_far_it_is(
 
     assert re.match(rf"\r?{says} \[[#.]+\] [0-3] of 3", written), written
     assert written.endswith(f"\x1b[K{says.removesuffix('ing')}ed 3 dead letters\r\n"), written
+
+
+def test_a_queue_and_tasks_are_paused_and_resumed(run: Run, redis_server: PrivateRedis) -> None:
+    settings = {"TASKBRIDGE_URL": f"celery+{redis_server.url}", "TASKBRIDGE_NAMESPACE": f"cli-{time.time_ns()}"}
+    settings["TASKBRIDGE_QUEUES"] = "email"
+    assert run("pause", "email", **settings).stdout == "queue email is paused\n"
+    shown = run("pause", "--task", "shop.\x1b*", "--until", "2h", **settings).stdout
+    assert re.fullmatch(r"every task that matches shop.\\x1b\* is paused until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\n", shown)
+    queues: Any = json.loads(run("queues", "--json", **settings).stdout)
+    assert [(each["queue"], each["task"]) for each in queues["paused"]] == [("email", None), (None, "shop.\x1b*")]
+    table = run("queues", **settings).stdout
+    assert re.search(r"^email +0  paused$", table, re.MULTILINE)
+    assert re.search(r"^tasks shop.\\x1b\* paused until 2", table, re.MULTILINE)
+    assert re.search(r"^paused +note +queue email: ", run("check", **settings).stdout, re.MULTILINE)
+    health = run("health", "--queues", "email", **settings)
+    assert (health.stdout, health.returncode) == ("email: paused: nothing of it starts until it is resumed\n", 0)
+    assert run("resume", "email", **settings).stdout == "queue email goes on\n"
+    again = run("resume", "email", **settings)
+    assert (again.stdout, again.returncode) == ("queue email was not paused\n", 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["pause"], "pause: name either a QUEUE, or the tasks with --task GLOB"),
+        (["resume", "email", "--task", "x"], "resume: name either a QUEUE, or the tasks with --task GLOB"),
+        (["pause", "email", "--until", "soon"], "it must be a duration such as 90s, 30m, 2h or 1d, or a time"),
+        (["pause", "email", "--until", "2001-01-01T00:00:00Z"], "until must be in the future"),
+        (["pause", "email", "--until", "999999999d"], "pause: "),
+        (["pause", "a b"], "queue name 'a b' must be"),
+    ],
+)
+def test_what_can_not_be_paused_is_said(run: Run, redis_server: PrivateRedis, words: list[str], says: str) -> None:
+    done = run(*words, TASKBRIDGE_URL=f"celery+{redis_server.url}")
+    assert says in done.stderr
+    assert (done.stdout, done.returncode) == ("", 2)

@@ -77,7 +77,6 @@ _COMMANDS = (
     queues.queues,
     pauses.pause,
     pauses.resume,
-    pauses.paused,
     schedules.schedules,
     queues.health,
     metrics.metrics,

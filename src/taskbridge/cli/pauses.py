@@ -1,4 +1,4 @@
-"""`taskbridge pause`, `resume` and `paused`."""
+"""`taskbridge pause` and `resume`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 
 from taskbridge import Bridge, Pause
 from taskbridge.cli import command as cli
-from taskbridge.cli.output import local_time, table
+from taskbridge.cli.output import local_time
 from taskbridge.durations import moment
 
 _UNITS: Final[Mapping[str, str]] = {"s": "seconds", "m": "minutes", "min": "minutes", "h": "hours", "d": "days"}
@@ -63,7 +63,7 @@ def pause(bridge: Bridge, arguments: Namespace) -> cli.Output:
       taskbridge pause --task 'shop.invoices.*' --until 2026-01-31T08:00+01:00
 
     A time without a zone is this machine's. To pause again sets another time.
-    Then: `taskbridge paused` shows what is paused, `taskbridge resume` ends it.
+    Then: `taskbridge queues` shows what is paused, `taskbridge resume` ends it.
     """
     until: datetime | timedelta | None = arguments.until
     try:
@@ -72,7 +72,9 @@ def pause(bridge: Bridge, arguments: Namespace) -> cli.Output:
         bridge.pause(arguments.queue, task=arguments.task, until=until)
     except (ValueError, OverflowError) as exc:
         raise cli.UsageError(f"pause: {exc}") from exc
-    found = next((each for each in bridge.paused() if _names(each) == (arguments.queue, arguments.task)), None)
+    found = next(
+        (each for each in bridge.paused() if (each.queue, each.task) == (arguments.queue, arguments.task)), None
+    )
     return cli.Output(text=f"{_shown(arguments)} is paused{until_text(found)}", data=found and asdict(found))
 
 
@@ -88,22 +90,6 @@ def resume(bridge: Bridge, arguments: Namespace) -> cli.Output:
     was_paused = bridge.resume(arguments.queue, task=arguments.task)
     text = f"{_shown(arguments)} {'goes on' if was_paused else 'was not paused'}"
     return cli.Output(text=text, data={"resumed": was_paused}, code=0 if was_paused else 1)
-
-
-@cli.command("paused", "what is paused", cli.APP, cli.URL, cli.JSON, opens=cli.server_bridge)
-def paused(bridge: Bridge, arguments: Namespace) -> cli.Output:
-    """Show the queues and tasks that are paused, since when and until when.
-
-    taskbridge paused
-    """
-    found = bridge.paused()
-    rows = [(each.queue or f"tasks {each.task}", local_time(each.since), local_time(each.until)) for each in found]
-    text = table(("paused", "since", "until"), rows) if found else "nothing is paused"
-    return cli.Output(text=text, data=[asdict(each) for each in found])
-
-
-def _names(found: Pause) -> tuple[str | None, str | None]:
-    return found.queue, found.task
 
 
 def _shown(arguments: Namespace) -> str:

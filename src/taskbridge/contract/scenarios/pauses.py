@@ -9,7 +9,15 @@ from typing import Final
 from taskbridge import UnknownQueue
 from taskbridge.contract.harness import Harness, Sent
 from taskbridge.contract.program import RETURN, Plan, Step, ask, fail, hold
-from taskbridge.contract.registry import ALONE, STORED, scenario, with_processes, with_records
+from taskbridge.contract.registry import (
+    ALONE,
+    QUORUM_STORED,
+    STORED,
+    scenario,
+    with_processes,
+    with_queue_types,
+    with_records,
+)
 from taskbridge.contract.target import Target
 from taskbridge.durations import moment
 
@@ -94,6 +102,16 @@ def a_paused_queue_waits(h: Harness) -> None:
     _waits(h, "left", len(loaded) - count)
     h.bridge.resume("left")
     h.compare([*running, *loaded, *others])
+
+
+def _with_queue_types_and_records(target: Target) -> str:
+    return with_queue_types(target) or with_records(target)
+
+
+@scenario("Z1", "Z2", on=(QUORUM_STORED,), where=_with_queue_types_and_records)
+def a_paused_quorum_queue_waits(h: Harness) -> None:
+    """A quorum queue is paused like any other, though RabbitMQ sends a worker more of it than it has slots."""
+    a_paused_queue_waits(h)
 
 
 @scenario("Z2", "Z5", on=(STORED,), where=with_records)
