@@ -625,12 +625,16 @@ def _publish_recorded(
     given = list(zip(messages, waits, records, strict=True))
     if way.goes_along:
         broker = cast("RedisBroker", way.broker)
-        along = [None if each is None else each.creating(message, wait_s) for message, wait_s, each in given]
+        is_one = len(given) == 1  # of many, all are listed in one command
+        along = [
+            () if each is None else each.creating(message, wait_s, lists=is_one) for message, wait_s, each in given
+        ]
         if lefts[0] > 0:
             broker.park([*zip(messages, lefts, strict=True)], along=along, timeout_s=way.timeout_s)
         else:
             broker.publish(messages, along=along, timeout_s=way.timeout_s)
-        keeper.list_sent([(message, wait_s) for message, wait_s, each in given if each is not None])
+        if not is_one:
+            keeper.list_sent([(message, wait_s) for message, wait_s, each in given if each is not None])
         return
     deadline = monotonic() + way.timeout_s
     recorded = [(message, wait_s) for message, wait_s, each in given if each is not None]
