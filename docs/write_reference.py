@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Final
 
 import taskbridge
-from taskbridge import testing
+from taskbridge import operations, testing
 
 HEAD: Final = """\
 # Reference
@@ -133,6 +133,8 @@ def page() -> str:
     shown = ("inline", "capture_sent", "watch_sent", "Sent", "SentMessage", "fake_run")
     parts += ["## Test\n", "From `taskbridge.testing`: [in full](testing.md)\n"]
     parts += [_block(_text(testing, name) for name in shown)]
+    parts += ["## See what goes on\n", "From `taskbridge.operations`: [in full](bridge.md)\n"]
+    parts += [_block(_text(operations, name) for name in operations.__all__)]
     parts += ["## Errors\n", "[In full](errors.md)\n", _block(["\n".join(map(_error, _errors()))])]
     aliases = [_text(import_module(f"taskbridge.{home}"), name) for home, names in WORDS.items() for name in names]
     parts += ["## Words\n", _block(["\n".join(aliases)])]

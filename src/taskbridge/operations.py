@@ -320,7 +320,9 @@ class Operations:
             None if record is None or record.state != state else record
             for (_, _, state), record in zip(latest, records, strict=True)
         ]
-        wrong = [(key, at, (state,)) for (at, key, state), each in zip(latest, sound, strict=True) if each is None]
+        wrong: list[tuple[str, float, tuple[str, ...]]] = [
+            (key, at, (state,)) for (at, key, state), each in zip(latest, sound, strict=True) if each is None
+        ]
         self._unlist(store, wrong)
         return [(at, key, record) for (at, key, _), record in zip(latest, sound, strict=True)]
 
@@ -339,7 +341,7 @@ class Operations:
             self._unlist(store, [(key, at, WAITING) for key, at in each if key not in waits], queue)
         return oldest
 
-    def _unlist(self, store: Store, wrong: Sequence[tuple[str, float, _States]], queue: str = "") -> None:
+    def _unlist(self, store: Store, wrong: Sequence[tuple[str, float, tuple[str, ...]]], queue: str = "") -> None:
         """Take messages out of lists that say something else than their records, unless these are only later."""
         now = self._bridge.now()
         old = [Listed(key, formers=states, freed=queue) for key, at, states in wrong if now - at > _SETTLED_S]

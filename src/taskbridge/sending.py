@@ -623,14 +623,17 @@ def _publish_recorded(way: _Way, given: Sequence[_Given]) -> None:
         return
     if way.goes_along:
         broker = cast("RedisBroker", way.broker)
+        is_one = len(given) == 1  # of many, all are listed in one command
         along = [
-            None if records is None else records.creating(message, wait_s) for message, records, wait_s, _ in given
+            () if records is None else records.creating(message, wait_s, lists=is_one)
+            for message, records, wait_s, _ in given
         ]
         if lefts[0] > 0:
             broker.park([*zip(messages, lefts, strict=True)], along=along, timeout_s=way.timeout_s)
         else:
             broker.publish(messages, along=along, timeout_s=way.timeout_s)
-        keeper.list_sent([(message, wait_s) for message, records, wait_s, _ in given if records is not None])
+        if not is_one:
+            keeper.list_sent([(message, wait_s) for message, records, wait_s, _ in given if records is not None])
         return
     deadline = monotonic() + way.timeout_s
     recorded = [(message, wait_s) for message, records, wait_s, _ in given if records is not None]

@@ -173,13 +173,11 @@ class Tally:
     def read(cls, text: str | None) -> Tally:
         """Return what a text holds, which anybody may have written; what is not sound in it is left out."""
         tally, found = cls(), _unpacked(text)
-        counts: Any = found.get("counts")
-        failures: Any = found.get("failures")
-        for task, slots in (counts if is_object(counts) else {}).items():
-            for slot, numbers in (slots if is_object(slots) else {}).items():
+        for task, slots in _object(found.get("counts")).items():
+            for slot, numbers in _object(slots).items():
                 if slot.isdecimal() and len(slot) < 10 and begins_with(numbers, *[is_count] * 4):
                     tally.count(task, int(slot), numbers[:4])
-        for each in failures if is_list(failures) else []:
+        for each in _list(found.get("failures")):
             if begins_with(each, is_text, is_text, is_text, is_count, is_count, is_time, is_time, is_text):
                 task, kind, said, *group, last_id = each[:8]
                 tally.fail((task, kind, said), (group[0], group[1], group[2], group[3], last_id))
@@ -199,29 +197,26 @@ def read(backend: Backend, *, timeout_s: float) -> tuple[list[tuple[Worker, tupl
         tally.add(Tally.read(text))
         found = _unpacked(text)
         if begins_with(found.get("worker"), is_text, is_text, is_list, is_count, is_count, is_time, is_time):
-            engine, release, queues, slots, busy, seen_at, started_at = found["worker"][:7]
+            its: list[Any] = found["worker"]
+            engine, release, queues, slots, busy, seen_at, started_at = its[:7]
             worker = Worker(
                 name=name,
                 engine=engine,
                 version=release,
-                queues=tuple(each for each in queues if is_text(each)),
+                queues=tuple(each for each in _list(queues) if is_text(each)),
                 slots=slots,
                 busy=busy,
-                seen_at=moment(seen_at),
-                started_at=moment(started_at),
+                seen_at=moment(float(seen_at)),
+                started_at=moment(float(started_at)),
             )
             told.append((worker, tuple(_runs(name, found.get("running")))))
     return told, tally
 
 
 def _runs(worker: str, found: Any) -> list[Running]:
-    sound = [
-        each[:5]
-        for each in (found if is_list(found) else ())
-        if begins_with(each, is_text, is_text, is_text, is_count, is_time)
-    ]
+    sound = [each[:5] for each in _list(found) if begins_with(each, is_text, is_text, is_text, is_count, is_time)]
     return [
-        Running(task=task, id=message_id, queue=queue, attempt=attempt, since=moment(since), worker=worker)
+        Running(task=task, id=message_id, queue=queue, attempt=attempt, since=moment(float(since)), worker=worker)
         for task, message_id, queue, attempt, since in sound
     ]
 
@@ -233,16 +228,22 @@ def _key(worker: str) -> str:
 def _unpacked(text: str | None) -> dict[str, Any]:
     """Return the object in a text, behind its head; empty if there is none."""
     try:
-        found = json.loads((text or "").partition("\n")[2] or "{}")
+        return _object(json.loads((text or "").partition("\n")[2] or "{}"))
     except (ValueError, RecursionError):
         return {}
+
+
+def _object(found: Any) -> dict[str, Any]:
     return found if is_object(found) else {}
 
 
+def _list(found: Any) -> list[Any]:
+    return found if is_list(found) else []
+
+
 def _names(registry: str | None) -> list[str]:
-    names: Any = _unpacked(registry).get("workers")
-    found = [each for each in (names if is_list(names) else ()) if is_text(each)]
-    return list(dict.fromkeys(found))[-_MOST_PROCESSES:]
+    names = [each for each in _list(_unpacked(registry).get("workers")) if is_text(each)]
+    return list(dict.fromkeys(names))[-_MOST_PROCESSES:]
 
 
 def _following(text: str | None, data: Mapping[str, Any]) -> str:

@@ -69,8 +69,7 @@ def test_a_sender_whose_clock_is_fast_goes_by_the_stores(
 
 def test_a_record_is_made_by_one_command_of_a_transaction(redis_server: PrivateRedis) -> None:
     store, client, message = opened(redis_server), Client(redis_server.url), a_message()
-    command = store.records.creating(message, 60.0)
-    assert command is not None
+    [command] = store.records.creating(message, 60.0, lists=True)
     client.execute([("SCRIPT", "FLUSH")], timeout_s=5)
 
     client.execute([command, ("SET", "published", "1")], timeout_s=5)

@@ -218,6 +218,10 @@ class Backend(ABC):
     def list_soon(self, entries: Sequence[Listed]) -> None:
         """Put messages in their lists, and take them out of others, waiting for little or nothing; raises nothing."""
 
+    def listing(self, entries: Sequence[Listed]) -> Sequence[RedisCommand]:
+        """Return commands that do what `list_soon` does, if this is Redis; see `creating`."""
+        return ()
+
     @abstractmethod
     def listed(
         self,

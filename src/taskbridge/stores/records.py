@@ -60,6 +60,9 @@ __all__ = ["CANCEL_KNOWN_S", "FINAL", "MOST_ATTEMPTS", "Attempt", "Ending", "Rec
 CANCELLATIONS_AT_ONCE: Final = 1000
 """How many cancellations a store tells of at once."""
 
+_AS_MADE: Final[tuple[State, ...]] = ("queued", "scheduled")
+"""The states in which a record is made: in one of them it is, if a write guesses that nobody has changed it."""
+
 Decide = Callable[[Row | None], Row | None]
 """Given a record, or None if there is none, returns what is to replace it; None is to leave it as it is."""
 
@@ -93,27 +96,36 @@ class Records:
             if message.replays:  # of which there may be many: each has all the time
                 self._change(message.id, partial(_created, message, delay_s), monotonic() + timeout_s)
 
-    def creating(self, message: Message, delay_s: float) -> RedisCommand | None:
-        """Return one Redis command that does what `create` does, for a Redis broker that shares the store's database.
+    def creating(self, message: Message, delay_s: float, *, lists: bool) -> Sequence[RedisCommand]:
+        """Return Redis commands that do what `create` does, for a Redis broker that shares the store's database.
 
-        The broker sends it along with the message, in one transaction, and then `list_sent` lists it. None: use
-        `create`.
+        The broker sends them along with the message, in one transaction. Nothing: use `create`. They list the message
+        if they are to; else `list_sent` does.
         """
-        made = self.created(message, delay_s, message.enqueued_at)
-        return None if message.replays else self._backend.creating(*made)
+        command = (
+            None if message.replays else self._backend.creating(*self.created(message, delay_s, message.enqueued_at))
+        )
+        if command is None:
+            return ()
+        if lists and self._lists:
+            return command, *self._backend.listing([self._as_sent(message, delay_s)])
+        return (command,)
 
     def list_sent(self, messages: Sequence[tuple[Message, float]]) -> None:
         """List messages whose records are new, each with its delay in seconds, if messages are listed."""
-        if self._lists:
-            rows = [(message.id, transitions.new(message, delay_s)) for message, delay_s in messages]
-            self._backend.list_soon([self._listed(message_id, row, None) for message_id, row in rows])
+        if self._lists and messages:
+            self._backend.list_soon([self._as_sent(*each) for each in messages])
 
-    def _listed(self, message_id: str, row: Row, old: Row | None) -> Listed:
-        """Return where a message is listed after a write of its record; of one that None replaces, nothing is known."""
+    def _as_sent(self, message: Message, delay_s: float) -> Listed:
+        kept_s = None if self._ttl_s is None else delay_s + max(self._ttl_s, transitions.UNENDED_KEPT_S)
+        state, at = "scheduled" if delay_s > 0 else "queued", message.enqueued_at + delay_s
+        return Listed(message.id, state, at, message.queue, kept_s=kept_s)
+
+    def _listed(self, message_id: str, row: Row, formers: Sequence[State]) -> Listed:
+        """Return where a message is listed after a write of its record, which was in one of these states."""
         state, waits = row["state"], row["state"] in WAITING
         at = row.get("ended_at") if state in FINAL else row.get("due_at") if waits else row.get("written_at")
         at = row["enqueued_at"] if at is None else at
-        formers = WAITING if old is None else (old["state"],)
         return Listed(
             id=message_id,
             state=state,
@@ -323,7 +335,8 @@ class Records:
         kept_s, tells = transitions.kept_s(new, result_ttl_s=self._ttl_s, now=now), new["state"] in FINAL
         key, text = key_of(message_id), _packed(new)
         if self._lists:  # before it is written, for it is a hint; whoever reads it looks at the record
-            self._backend.list_soon([self._listed(message_id, new, old)])
+            formers: Sequence[State] = _AS_MADE if old is None else (old["state"],)
+            self._backend.list_soon([self._listed(message_id, new, formers)])
         if old is None or not cancels:
             return Write(key, head, text, kept_s, tells)
         life = transitions.life_of(status_of(message_id, old))

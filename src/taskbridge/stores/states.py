@@ -273,9 +273,13 @@ def _of(*kinds: type, most: float = END_OF_TIME) -> _IsSound:
     return is_sound
 
 
-is_object, is_list, is_text, is_count = _of(dict), _of(list), _of(str), _of(int)
+is_object: Final[_IsSound] = _of(dict)
+is_list: Final[_IsSound] = _of(list)
+is_text: Final[_IsSound] = _of(str)
+is_count: Final[_IsSound] = _of(int)
+is_time: Final[_IsSound] = _of(int, float)
+_is_time_or_none = _of(int, float, NoneType)
 _is_amount, _is_amount_or_none = _of(int, float, most=MOST_PROGRESS), _of(int, float, NoneType, most=MOST_PROGRESS)
-is_time, _is_time_or_none = _of(int, float), _of(int, float, NoneType)
 
 
 def begins_with(found: Any, *items: _IsSound) -> bool:

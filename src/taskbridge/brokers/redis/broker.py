@@ -54,16 +54,20 @@ class RedisBroker:
         self._dead_ttl_ms = _milliseconds(settings.dead_ttl_s)
 
     def publish(
-        self, messages: Sequence[Message], *, along: Sequence[RedisCommand | None] = (), timeout_s: float
+        self, messages: Sequence[Message], *, along: Sequence[Sequence[RedisCommand]] = (), timeout_s: float
     ) -> None:
         """Publish messages, those of the same queue and priority up to 100 in one command.
 
-        `along` has for each message a command, such as one that makes its record, in one transaction with it; or None.
+        `along` has for each message commands, such as one that makes its record, in one transaction with it.
         """
         self._give([self._wire.encode(message) for message in messages], along, timeout_s)
 
     def park(
-        self, messages: Sequence[tuple[Message, float]], *, along: Sequence[RedisCommand | None] = (), timeout_s: float
+        self,
+        messages: Sequence[tuple[Message, float]],
+        *,
+        along: Sequence[Sequence[RedisCommand]] = (),
+        timeout_s: float,
     ) -> None:
         """Keep messages, each for so many seconds by the server's clock; the rest is as in `publish`."""
         self._give([(self._parking(message, delay_s),) for message, delay_s in messages], along, timeout_s)
@@ -79,11 +83,10 @@ class RedisBroker:
             return self._wire.encode(message)
         return (("PARK", *self._parking(message, delay_s)[3:]),)
 
-    def _give(self, requests: Sequence[Request], along: Sequence[RedisCommand | None], timeout_s: float) -> None:
-        """Have requests carried out, one a message, each in one transaction with a command, if it has one."""
+    def _give(self, requests: Sequence[Request], along: Sequence[Sequence[RedisCommand]], timeout_s: float) -> None:
+        """Have requests carried out, one a message, each in one transaction with the commands that go along."""
         if len(requests) == 1:
-            first = along[0] if along else None
-            request = requests[0] if first is None else (first, *requests[0])
+            request = (*along[0], *requests[0]) if along else requests[0]
             self._client.execute(request, timeout_s=timeout_s, replicas=self._settings.wait_replicas)
             return
         batches = batched(requests)
@@ -267,9 +270,9 @@ class Batch:
     indexes: list[int] = field(default_factory=list[int])  # of the messages
     size: int = 0  # their bytes, about
 
-    def merged(self, requests: Sequence[Request], along: Sequence[RedisCommand | None]) -> list[Sequence[Word]]:
+    def merged(self, requests: Sequence[Request], along: Sequence[Sequence[RedisCommand]]) -> list[Sequence[Word]]:
         """Return the one request, with the commands that go along with these messages before the others."""
-        commands: list[Sequence[Word]] = [one for index in self.indexes if along and (one := along[index]) is not None]
+        commands: list[Sequence[Word]] = [each for index in self.indexes if along for each in along[index]]
         for place, start in enumerate(self.starts):
             items = [word for index in self.indexes for word in requests[index][place][len(start) :]]
             commands.append((*start, *items))

@@ -25,6 +25,7 @@ One script replaces any of the strings if its first line is as it was seen.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
 from time import monotonic
@@ -75,7 +76,7 @@ class RedisBackend(Backend):
         self._cancelled = f"{self._prefix}cancelled"
         self._outbox = f"{self._prefix}outbox", f"{self._prefix}outbox:entries"
         self._lists = f"{self._prefix}listing:"
-        self._unlisted = 0
+        self._untrimmed = 0
         place, wait_s = self._client.place, settings.send_timeout_s
         self._notifications = PerProcess(lambda: RedisNotifications(wait_s, place, self._channels))
         self._silent_until = 0.0
@@ -205,25 +206,28 @@ class RedisBackend(Backend):
         return self._notifications.get().refusal
 
     def list_soon(self, entries: Sequence[Listed]) -> None:
-        commands = [command for each in entries for command in self._listing(each)]
-        self._unlisted = (self._unlisted + len(entries)) % _TRIMS_AFTER
-        if self._unlisted < len(entries):  # not each time, for it is half of what listing costs
-            for name in {f"state:{each.state}" for each in entries if each.state is not None}:
-                commands.append(("ZREMRANGEBYRANK", f"{self._lists}{name}", 0, -LISTED - 1))
-            for name in {f"queue:{each.queue}" for each in entries if each.queue is not None}:
-                commands.append(("ZREMRANGEBYRANK", f"{self._lists}{name}", LISTED, -1))
-        self._ask_soon(*([each] for each in commands))
+        self._ask_soon(*([each] for each in self.listing(entries)))
 
-    def _listing(self, entry: Listed) -> Iterable[RedisCommand]:
-        lists = self._lists
-        for state in entry.formers:
-            yield "ZREM", f"{lists}state:{state}", entry.id
-        if entry.freed and entry.freed != entry.queue:
-            yield "ZREM", f"{lists}queue:{entry.freed}", entry.id
-        if entry.state is not None:
-            yield "ZADD", f"{lists}state:{entry.state}", entry.at, entry.id
-        if entry.queue is not None:
-            yield "ZADD", f"{lists}queue:{entry.queue}", entry.at, entry.id
+    def listing(self, entries: Sequence[Listed]) -> Sequence[RedisCommand]:
+        removed, added = defaultdict[str, list[Word]](list), defaultdict[str, list[Word]](list)
+        for each in entries:
+            for state in each.formers:
+                removed[f"state:{state}"].append(each.id)
+            if each.freed and each.freed != each.queue:
+                removed[f"queue:{each.freed}"].append(each.id)
+            if each.state is not None:
+                added[f"state:{each.state}"] += each.at, each.id
+            if each.queue is not None:
+                added[f"queue:{each.queue}"] += each.at, each.id
+        commands: list[RedisCommand] = [("ZREM", self._lists + name, *ids) for name, ids in removed.items()]
+        commands += [("ZADD", self._lists + name, *words) for name, words in added.items()]
+        self._untrimmed += len(entries)
+        if self._untrimmed >= _TRIMS_AFTER:
+            self._untrimmed = 0
+            for name in added:  # of a state the latest stay, of a queue those that have waited longest
+                first, last = (0, -LISTED - 1) if name.startswith("state:") else (LISTED, -1)
+                commands.append(("ZREMRANGEBYRANK", self._lists + name, first, last))
+        return commands
 
     def listed(
         self,
