@@ -7,7 +7,6 @@ process hands on what is in the lists, so that no bucket is looked for for a sin
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -78,25 +77,25 @@ class Counts(Observer):
     def ran(self, message: Message, verdict: Verdict, started_at: float, seconds: float) -> None:
         """Count a run, unless it was given back, or was none because the message had expired."""
         outcome = _OUTCOMES.get(type(verdict))
-        has_expired = message.expires_at is not None and started_at > message.expires_at
-        if outcome is None or (has_expired and outcome == "discarded"):
+        if outcome is None:
             return
-        rows, task, queue = (self._here.made or self._here.get()).rows, message.task, message.queue
+        if outcome == "discarded" and message.expires_at is not None and started_at > message.expires_at:
+            return
         due_at = message.enqueued_at if message.due_at is None else message.due_at
-        rows[RUN, task, queue, outcome].append(seconds)
-        rows[WAIT, task, queue].append(max(0.0, started_at - due_at))
+        rows = (self._here.made or self._here.get()).rows
+        rows[RUN, message.task, message.queue, outcome].extend((seconds, started_at - due_at))
 
     def settled(self, message: Message, verdict: Verdict) -> None:
         """Count the end of a message, and an attempt that was lost with its worker."""
-        rows, state = (self._here.made or self._here.get()).rows, _OUTCOMES.get(type(verdict))
-        if state is not None and state != "retried":
+        rows = (self._here.made or self._here.get()).rows
+        if (state := _OUTCOMES.get(type(verdict))) is not None and state != "retried":
             rows[MESSAGES, message.task, message.queue, state].append(1.0)
-        if isinstance(verdict, (RunAgain, Dead)) and isinstance(verdict.error, WorkerLost):
+        if state != "done" and isinstance(verdict, (RunAgain, Dead)) and isinstance(verdict.error, WorkerLost):
             rows[ATTEMPTS, message.task, "lost"].append(1.0)
 
 
 class _Rows(dict[tuple[str, ...], list[float]]):
-    """What was heard, by metric and the values of its labels: each time, or a 1 each time.
+    """What was heard, by metric and the values of its labels: each time, or a 1 each time; of a run, also its wait.
 
     What a message names that is not known here shares a row.
     """
@@ -142,11 +141,15 @@ class _Heard(Background):
     def _batch(self) -> Batch:
         """Take what was heard; what comes meanwhile is appended behind it, and is for the next one."""
         batch: Batch = []
-        attempts: Counter[tuple[str, str]] = Counter()
         for (name, *labels), row in list(self.rows.items()):
-            if values := row[:]:
-                del row[: len(values)]
-                batch.append((name, tuple(labels), values if COUNTED[name].is_histogram else [len(values)]))
-                if name == RUN:
-                    attempts[labels[0], labels[2]] += len(values)
-        return batch + [(ATTEMPTS, labels, [number]) for labels, number in attempts.items()]
+            values = row[:]
+            del row[: len(values)]
+            if not values:
+                continue
+            if name == RUN:
+                task, queue, outcome = labels
+                batch.append((WAIT, (task, queue), [max(0.0, wait_s) for wait_s in values[1::2]]))
+                values = values[::2]
+                batch.append((ATTEMPTS, (task, outcome), [len(values)]))
+            batch.append((name, tuple(labels), values if COUNTED[name].is_histogram else [len(values)]))
+        return batch
