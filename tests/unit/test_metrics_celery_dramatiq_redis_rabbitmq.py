@@ -45,7 +45,8 @@ def sends() -> None:
 """
 
 SENT = {"fine": 20, "fails": 3, "drops": 2, "sends": 4}
-AGAIN = 5  # of `fine`, after all processes were started anew
+AGAIN = 5  # of `fine`, just before all processes are started anew
+FINE = 'taskbridge_messages_total{queue="email",state="done",task="fine"}'
 
 EXPECTED = {
     'taskbridge_messages_total{queue="email",state="done",task="fine"}': 24,
@@ -141,13 +142,15 @@ def test_the_same_program_gives_the_same_metrics(tmp_path: Path, url_of: Callabl
         for pair, worker in workers.items():
             worker.wait(lambda at: told(at.scrape()) == EXPECTED)
             scrapes[pair] = worker.scrape()
-            worker.process.send_signal(signal.SIGHUP)  # all processes end, and others take their places
-        fine = 'taskbridge_messages_total{queue="email",state="done",task="fine"}'
+            last = worker.bridge.send_many([worker.bridge.named("fine").call() for _ in range(AGAIN)])
+            for handle in last:
+                handle.result(timeout=WAIT_S)
+            worker.process.send_signal(signal.SIGHUP)  # all processes end, at once after these runs
         for worker in workers.values():
             worker.wait(lambda at: "starting the workers anew" in at.said())
-            worker.bridge.send_many([worker.bridge.named("fine").call() for _ in range(AGAIN)])
-        for worker in workers.values():
-            worker.wait(lambda at: at.scrape()[fine] == EXPECTED[fine] + AGAIN)
+            worker.wait(lambda at: at.scrape()[FINE] == EXPECTED[FINE] + AGAIN)
+            worker.bridge.named("fine").send().result(timeout=WAIT_S)  # another process runs it
+            worker.wait(lambda at: at.scrape()[FINE] == EXPECTED[FINE] + AGAIN + 1)
 
     for pair, found in scrapes.items():
         assert found.keys() == scrapes[PAIRS[0]].keys(), pair

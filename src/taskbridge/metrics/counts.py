@@ -1,22 +1,21 @@
 """Counts what a process sends and runs.
 
-Each event costs the thread that it happens in a tuple and an append. Once a second a thread of the process groups what
-was heard and hands it on, so that no label is looked up and no bucket found for a single message.
+A thread in which something happens appends a number to a list, which needs no lock. Once a second a thread of the
+process hands on what is in the lists, so that no bucket is looked for for a single message.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from taskbridge import locks
 from taskbridge.background import Background
 from taskbridge.exceptions import BrokerUnavailable, SendError, WorkerLost
 from taskbridge.logs import logger
-from taskbridge.metrics.names import ATTEMPTS, MESSAGES, RUN, SEND, UNKNOWN, WAIT
+from taskbridge.metrics.names import ATTEMPTS, COUNTED, MESSAGES, RUN, SEND, UNKNOWN, WAIT
 from taskbridge.observing import Observer
 from taskbridge.retry import CancelledVerdict, Dead, Discarded, Done, RunAgain, Verdict
 
@@ -28,7 +27,6 @@ _log = logger("taskbridge.metrics")
 
 _EVERY_S: Final = 1.0
 _JOIN_S: Final = 5.0
-_MOST_HEARD: Final = 50_000  # events that are kept while nobody takes them, as when a process stands still: some 10 MB
 
 Batch: TypeAlias = list[tuple[str, tuple[str, ...], Sequence[float]]]
 """What was counted: by metric and the values of its labels, one number of a counter, or each time of a histogram."""
@@ -44,8 +42,6 @@ _OUTCOMES: Final[Mapping[type, str]] = {
     CancelledVerdict: "cancelled",
 }
 """By kind of verdict; one that is none of these, but of a subclass, ends no attempt."""
-
-_LOST: Final = "lost"
 
 
 class Counts(Observer):
@@ -67,33 +63,55 @@ class Counts(Observer):
 
     def sent(self, messages: Sequence[Message], seconds: float, error: BaseException | None) -> None:
         """Count messages by queue, and how long it took once for each queue."""
-        heard = self._here.made or self._here.get()
+        rows = (self._here.made or self._here.get()).rows
         outcome = "sent"
         if error is not None:
             outcome = "failed" if isinstance(error, (BrokerUnavailable, SendError)) else "refused"
         taken = frozenset(error.sent) if isinstance(error, SendError) else frozenset[str]()
         for each in messages:
             if error is None or each.id in taken:
-                heard.ends.append((MESSAGES, each.task, each.queue, "sent"))
-        heard.sends.extend((queue, outcome, seconds) for queue in {each.queue for each in messages})
+                rows[MESSAGES, each.task, each.queue, "sent"].append(1.0)
+        for queue in {each.queue for each in messages}:
+            rows[SEND, queue, outcome].append(seconds)
 
     def ran(self, message: Message, verdict: Verdict, started_at: float, seconds: float) -> None:
-        """Count a run, unless it was none because the message had expired."""
-        kind = type(verdict)
-        if kind is Discarded and message.expires_at is not None and started_at > message.expires_at:
+        """Count a run, unless it was given back, or was none because the message had expired."""
+        outcome = _OUTCOMES.get(type(verdict))
+        if outcome is None:
+            return
+        if outcome == "discarded" and message.expires_at is not None and started_at > message.expires_at:
             return
         due_at = message.enqueued_at if message.due_at is None else message.due_at
-        heard = self._here.made or self._here.get()
-        heard.runs.append((message.task, message.queue, kind, seconds, started_at - due_at))
+        rows = (self._here.made or self._here.get()).rows
+        rows[RUN, message.task, message.queue, outcome].extend((seconds, started_at - due_at))
 
     def settled(self, message: Message, verdict: Verdict) -> None:
         """Count the end of a message, and an attempt that was lost with its worker."""
-        kind = type(verdict)
-        heard = self._here.made or self._here.get()
-        if kind is not RunAgain and kind in _OUTCOMES:
-            heard.ends.append((MESSAGES, message.task, message.queue, _OUTCOMES[kind]))
-        if isinstance(verdict, (RunAgain, Dead)) and isinstance(verdict.error, WorkerLost):
-            heard.ends.append((ATTEMPTS, message.task, message.queue, _LOST))
+        rows = (self._here.made or self._here.get()).rows
+        if (state := _OUTCOMES.get(type(verdict))) is not None and state != "retried":
+            rows[MESSAGES, message.task, message.queue, state].append(1.0)
+        if state != "done" and isinstance(verdict, (RunAgain, Dead)) and isinstance(verdict.error, WorkerLost):
+            rows[ATTEMPTS, message.task, "lost"].append(1.0)
+
+
+class _Rows(dict[tuple[str, ...], list[float]]):
+    """What was heard, by metric and the values of its labels: each time, or a 1 each time; of a run, also its wait.
+
+    What a message names that is not known here shares a row.
+    """
+
+    def __init__(self, bridge: Bridge) -> None:
+        super().__init__()
+        self._bridge = bridge
+
+    def __missing__(self, key: tuple[str, ...]) -> list[float]:
+        name, *labels = key
+        known = map(self._known, COUNTED[name].labels, labels)
+        return self.setdefault((name, *known), [])
+
+    def _known(self, label: str, value: str) -> str:
+        is_known = {"task": self._bridge.knows, "queue": self._bridge.queues().__contains__}.get(label)
+        return value if is_known is None or is_known(value) else UNKNOWN
 
 
 class _Heard(Background):
@@ -101,12 +119,9 @@ class _Heard(Background):
 
     def __init__(self, bridge: Bridge, deliver: Callable[[Batch], object]) -> None:
         super().__init__("metrics", join_s=_JOIN_S)
-        self._bridge = bridge
         self._deliver = deliver
         self._flushing = locks.Lock()
-        self.runs: deque[tuple[str, str, type, float, float]] = deque(maxlen=_MOST_HEARD)
-        self.ends: deque[tuple[str, str, str, str]] = deque(maxlen=_MOST_HEARD)
-        self.sends: deque[tuple[str, str, float]] = deque(maxlen=_MOST_HEARD)
+        self.rows = _Rows(bridge)
         with suppress(RuntimeError):  # the interpreter ends, and no thread is to be had
             self.start()
 
@@ -124,30 +139,17 @@ class _Heard(Background):
             _log.exception("metrics could not be handed on")
 
     def _batch(self) -> Batch:
-        """Take what was heard; events that come meanwhile are for the next one."""
-        queues = frozenset(self._bridge.queues())
-        numbers: Counter[tuple[str, tuple[str, ...]]] = Counter()
-        times: defaultdict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(list)
-        runs: defaultdict[tuple[str, str, type], list[tuple[float, float]]] = defaultdict(list)
-        for task, queue, kind, seconds, wait_s in _taken(self.runs):
-            runs[task, queue, kind].append((seconds, wait_s))
-        for (of, at, kind), each in runs.items():
-            if (outcome := _OUTCOMES.get(kind)) is not None:
-                task, queue = self._task(of), at if at in queues else UNKNOWN
-                numbers[ATTEMPTS, (task, outcome)] += len(each)
-                times[RUN, (task, queue, outcome)] += [seconds for seconds, _ in each]
-                times[WAIT, (task, queue)] += [max(0.0, wait_s) for _, wait_s in each]
-        for (name, of, at, state), number in Counter(_taken(self.ends)).items():
-            task, queue = self._task(of), at if at in queues else UNKNOWN
-            numbers[name, (task, queue, state) if name == MESSAGES else (task, state)] += number
-        for at, outcome, seconds in _taken(self.sends):
-            times[SEND, (at if at in queues else UNKNOWN, outcome)].append(seconds)
-        counted: Batch = [(*key, [number]) for key, number in numbers.items()]
-        return counted + [(*key, values) for key, values in times.items()]
-
-    def _task(self, name: str) -> str:
-        return name if self._bridge.knows(name) else UNKNOWN
-
-
-def _taken(heard: deque[Any]) -> list[Any]:
-    return [heard.popleft() for _ in range(len(heard))]
+        """Take what was heard; what comes meanwhile is appended behind it, and is for the next one."""
+        batch: Batch = []
+        for (name, *labels), row in list(self.rows.items()):
+            values = row[:]
+            del row[: len(values)]
+            if not values:
+                continue
+            if name == RUN:
+                task, queue, outcome = labels
+                batch.append((WAIT, (task, queue), [max(0.0, wait_s) for wait_s in values[1::2]]))
+                values = values[::2]
+                batch.append((ATTEMPTS, (task, outcome), [len(values)]))
+            batch.append((name, tuple(labels), values if COUNTED[name].is_histogram else [len(values)]))
+        return batch
