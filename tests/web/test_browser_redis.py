@@ -24,7 +24,7 @@ from tests.examples.conftest import START_TIMEOUT_S, Process, environment, wait_
 from tests.servers import PrivateRedis
 from tests.web import shop
 
-PATIENCE_S: Final = 20.0
+PATIENCE_S: Final = 120.0
 MANY: Final = 10_000
 PAGES: Final = ("", "running", "failures", "messages", "dead", "schedules", "workers")
 
@@ -215,7 +215,7 @@ def test_a_run_is_seen_with_its_progress_and_cancelled(browser: Browser, bridge:
     browser.click("Cancel", row=sent.id[:8])
     browser.waits_for("was told to stop")
     until(lambda: sent.status().is_final, "the end of the run")
-    assert not bridge.operations.running() or sent.id not in [run.id for run in bridge.operations.running()]
+    until(lambda: sent.id not in [run.id for run in bridge.operations.running()], "the end to be told")
 
 
 def test_a_schedule_is_run_now_paused_and_resumed(browser: Browser, bridge: Bridge) -> None:

@@ -20,9 +20,7 @@ from taskbridge.exceptions import NotInstalledError
     cli.URL,
     cli.argument("--host", metavar="HOST", default="127.0.0.1", help="default: 127.0.0.1, for this machine alone"),
     cli.argument("--port", type=cli.count, metavar="PORT", default=8765, help="default: 8765"),
-    cli.argument(
-        "--allow-acts", action="store_true", help="let everybody who reaches the page change things"
-    ),
+    cli.argument("--allow-acts", action="store_true", help="let everybody who reaches the page change things"),
     opens=cli.server_bridge,
 )
 def web(bridge: Bridge, arguments: Namespace) -> cli.Output:
