@@ -120,10 +120,10 @@ def base(bridge: Bridge, fixed: Path, redis_server: PrivateRedis, tmp_path_facto
             stack.callback(process.kill)
             return process
 
-        worker = start("worker", "--processes", "1", "--threads", "4")
+        start("worker", "--processes", "1", "--threads", "4")
         page = start("web", "--allow-acts", "--port", str(port))
         wait_until(lambda: "serving" in page.output, what="the page", timeout_s=START_TIMEOUT_S, processes=[page])
-        wait_until(bridge.operations.workers, what="the worker", timeout_s=START_TIMEOUT_S, processes=[worker])
+        until(bridge.operations.workers, "the worker")
         yield f"http://127.0.0.1:{port}"
         assert page.stop() == 0
 
@@ -142,7 +142,7 @@ def clean(bridge: Bridge, fixed: Path) -> None:
 
 
 def until(is_so: Callable[[], object], what: str) -> None:
-    wait_until(is_so, what=what, timeout_s=PATIENCE_S)
+    wait_until(lambda: bool(is_so()), what=what, timeout_s=PATIENCE_S)
 
 
 def dead_receipts(bridge: Bridge, number: int) -> list[Handle[str]]:

@@ -1,7 +1,7 @@
 // Keeps the live part of a page up to date: fetches the page again and replaces that part.
 "use strict";
 
-const PERIOD_MS = 4000;
+const PERIOD_MS = 5000;
 
 async function refresh() {
   const live = document.querySelector("[data-live]");
