@@ -191,6 +191,10 @@ def test_hostile_texts_are_shown_and_do_nothing(hostile: TestClient) -> None:
         assert "<script>document" not in answer.text
 
 
+def test_a_chart_has_a_bar_for_each_minute(hostile: TestClient) -> None:
+    assert hostile.get("/").text.count("v-40.0h3v40.0z") == 4 * 60
+
+
 def test_control_characters_and_long_texts_are_bounded(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
