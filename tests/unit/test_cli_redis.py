@@ -524,6 +524,9 @@ def tell(event):
             assert tells("dead", action, "m1", *more) == [f"told {action} m1 True"]
             sent.broker.bury(letter, timeout_s=5)
             assert tells("dead", action, "--all", "--task", "shop.*", *more) == [f"told {action}_all task=shop.* True"]
+        for verb in ("pause", "resume"):
+            assert tells(verb, "email") == [f"told {verb} email True"]
+            assert tells(verb, "--task", "shop.*") == [f"told {verb}_task shop.* True"]
         for verb in ("pause", "resume", "run"):
             assert tells("schedules", verb, "shop.mail") == [f"told {verb}_schedule shop.mail True"]
         assert tells("status", late) == []

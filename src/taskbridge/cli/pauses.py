@@ -73,7 +73,8 @@ def pause(bridge: Bridge, arguments: Namespace) -> cli.Output:
     except (ValueError, OverflowError) as exc:
         raise cli.UsageError(f"pause: {exc}") from exc
     found = next((each for each in bridge.paused() if _names(each) == (arguments.queue, arguments.task)), None)
-    return cli.Output(text=f"{_shown(arguments)} is paused{until_text(found)}", data=found and asdict(found))
+    text = f"{_shown(arguments)} is paused{until_text(found)}"
+    return cli.Output(text=text, data=found and asdict(found), acts=_acts("pause", arguments))
 
 
 @cli.command("resume", "let what is paused start again", *_WHAT, cli.APP, cli.URL, cli.JSON, opens=_bridge)
@@ -87,7 +88,8 @@ def resume(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """
     was_paused = bridge.resume(arguments.queue, task=arguments.task)
     text = f"{_shown(arguments)} {'goes on' if was_paused else 'was not paused'}"
-    return cli.Output(text=text, data={"resumed": was_paused}, code=0 if was_paused else 1)
+    acts = _acts("resume", arguments) if was_paused else []
+    return cli.Output(text=text, data={"resumed": was_paused}, code=0 if was_paused else 1, acts=acts)
 
 
 @cli.command("paused", "what is paused", cli.APP, cli.URL, cli.JSON, opens=cli.server_bridge)
@@ -100,6 +102,12 @@ def paused(bridge: Bridge, arguments: Namespace) -> cli.Output:
     rows = [(each.queue or f"tasks {each.task}", local_time(each.since), local_time(each.until)) for each in found]
     text = table(("paused", "since", "until"), rows) if found else "nothing is paused"
     return cli.Output(text=text, data=[asdict(each) for each in found])
+
+
+def _acts(action: str, arguments: Namespace) -> list[tuple[str, str]]:
+    if arguments.queue is not None:
+        return [(action, arguments.queue)]
+    return [(f"{action}_task", arguments.task)]
 
 
 def _names(found: Pause) -> tuple[str | None, str | None]:
