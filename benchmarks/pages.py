@@ -56,7 +56,9 @@ def fill(bridge: Bridge, first: int, records: int, letters: int, server: redis.R
         message = Message(
             id=new_id(), task="shop.pay", queue="default", args_json=f"[{number}]", kwargs_json="{}", enqueued_at=now
         )
-        letter = DeadLetter(message=message, reason="exhausted", error=error, traceback="...", died_at=now + number / 1e6)
+        letter = DeadLetter(
+            message=message, reason="exhausted", error=error, traceback="...", died_at=now + number / 1e6
+        )
         bridge.broker.bury(letter, timeout_s=30)
 
 

@@ -67,6 +67,16 @@ def test_a_report_that_never_was_is_not_found(client: TestClient) -> None:
         assert client.get(path).status_code == 404
 
 
+def test_operators_see_the_page_with_their_password(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert client.get("/ops/tasks/", auth=("ann", "")).status_code == 401
+    monkeypatch.setenv("OPERATORS_PASSWORD", "s3cret")
+
+    for wrong in (None, ("ann", ""), ("ann", "secret")):
+        answer = client.get("/ops/tasks/", auth=wrong)
+        assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, 'Basic realm="operators"')
+    assert "Queues" in client.get("/ops/tasks/", auth=("ann", "s3cret")).text
+
+
 def test_a_client_is_told_to_come_back_when_the_broker_is_away(client: TestClient) -> None:
     configure("celery+redis://127.0.0.1:1/0", send_timeout=0.5)
 

@@ -5,6 +5,8 @@ From the repository's root:
     export TASKBRIDGE_URL=celery+redis://localhost:6379/0    # or dramatiq+..., or inline:// while developing
     fastapi dev examples/fastapi_app/web.py                  # pip install 'fastapi[standard]'
     taskbridge worker examples.fastapi_app.tasks             # in another terminal
+
+With OPERATORS_PASSWORD set, /ops/tasks shows what goes on, with any name and this password.
 """
 
 from collections.abc import AsyncGenerator
@@ -15,7 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from examples.fastapi_app import reports
+from examples.fastapi_app import operators, reports
 from examples.fastapi_app.tasks import send_reminder, send_welcome_email
 from taskbridge import BrokerUnavailable, default_bridge
 
@@ -39,6 +41,7 @@ app = FastAPI(lifespan=lifespan)
 app.include_router(reports.router)
 for error, answer in reports.ERRORS.items():
     app.add_exception_handler(error, answer)
+app.mount("/ops/tasks", operators.page)
 
 
 @app.post("/signups", status_code=202)

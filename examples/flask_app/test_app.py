@@ -33,6 +33,16 @@ def test_an_order_is_carried_out_with_its_request_id(client: FlaskClient) -> Non
     assert tasks.receipts == [("r1", "book")]
 
 
+def test_the_page_shows_the_orders_that_wait(client: FlaskClient) -> None:
+    client.post("/orders", json={"article": "book", "quantity": 1})
+
+    text = client.get("/ops/tasks/").text
+
+    assert "<b>1</b> waiting" in text
+    assert 'href="/ops/tasks/dead"' in text
+    assert tasks.bridge.run_until_idle() == 2
+
+
 def test_an_order_of_too_much_is_discarded(client: FlaskClient) -> None:
     client.post("/orders", json={"article": "book", "quantity": 3})
 

@@ -10,11 +10,15 @@ From the repository's root:
 import uuid
 
 from flask import Flask, Response, g, has_request_context, jsonify, request
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from examples.flask_app.tasks import bridge, place_order
 from taskbridge import BrokerUnavailable, Event
+from taskbridge.web import wsgi
 
 app = Flask(__name__)
+page = wsgi(bridge)  # what goes on in queues and workers; without `allow`, it is only to be read
+app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/ops/tasks": page})  # type: ignore[method-assign]
 
 
 @app.before_request

@@ -31,8 +31,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("runner", "more", "tests"),
     [
-        ("python manage.py test", (), "Ran 9 tests"),
-        ("pytest", ("-p", "no:cacheprovider"), "12 passed"),
+        ("python manage.py test", (), "Ran 12 tests"),
+        ("pytest", ("-p", "no:cacheprovider"), "15 passed"),
     ],
 )
 def test_its_tests_pass(runner: str, more: tuple[str, ...], tests: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.examples.conftest import run
 
 
-@pytest.mark.parametrize(("app", "tests"), [("fastapi_app", 6), ("flask_app", 3)])
+@pytest.mark.parametrize(("app", "tests"), [("fastapi_app", 7), ("flask_app", 4)])
 def test_the_apps_own_tests_pass(app: str, tests: int) -> None:
     output = run(
         sys.executable,

@@ -530,3 +530,40 @@ def test_what_can_not_be_paused_is_said(run: Run, redis_server: PrivateRedis, wo
     done = run(*words, TASKBRIDGE_URL=f"celery+{redis_server.url}")
     assert says in done.stderr
     assert (done.stdout, done.returncode) == ("", 2)
+
+
+def test_what_a_command_does_is_told_to_the_hook_operated(tmp_path: Path, redis_server: PrivateRedis) -> None:
+    told = """
+from taskbridge import on
+
+@on("operated")
+def tell(event):
+    print("told", event.action, event.target, bool(event.operator))
+"""
+    (tmp_path / "shop.py").write_text(SHOP.replace("queue", "every=3600, queue").replace("user: int", "") + told)
+    settings = {"TASKBRIDGE_URL": f"celery+{redis_server.url}", "TASKBRIDGE_NAMESPACE": f"told-{time.time_ns()}"}
+    call = runner(tmp_path, **settings)
+    sent = Bridge(settings["TASKBRIDGE_URL"], namespace=settings["TASKBRIDGE_NAMESPACE"], queues=["email"])
+    with closing(sent):
+        waiting, late = sent.send("shop.mail").id, sent.send("shop.mail").id
+
+        def tells(*arguments: str) -> list[str]:
+            output = call(*arguments, "--app", "shop").stdout
+            return [line for line in output.splitlines() if line.startswith("told")]
+
+        assert tells("cancel", waiting) == [f"told cancel {waiting} True"]
+        assert tells("dead", "replay", "--all") == []  # there is none
+        message = Message(id="m1", task="shop.mail", queue="email", args_json="[]", kwargs_json="{}", enqueued_at=1.0)
+        for action in ("replay", "purge"):
+            letter = DeadLetter(message=message, reason="exhausted", died_at=time.time())
+            sent.broker.bury(letter, timeout_s=5)
+            more = ("--yes",) if action == "purge" else ("--per-second", "2")
+            assert tells("dead", action, "m1", *more) == [f"told {action} m1 True"]
+            sent.broker.bury(letter, timeout_s=5)
+            assert tells("dead", action, "--all", "--task", "shop.*", *more) == [f"told {action}_all task=shop.* True"]
+        for verb in ("pause", "resume"):
+            assert tells(verb, "email") == [f"told {verb} email True"]
+            assert tells(verb, "--task", "shop.*") == [f"told {verb}_task shop.* True"]
+        for verb in ("pause", "resume", "run"):
+            assert tells("schedules", verb, "shop.mail") == [f"told {verb}_schedule shop.mail True"]
+        assert tells("status", late) == []

@@ -153,7 +153,7 @@ def hostile(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> TestClient:
         worker=evil,
         raw=evil.encode(),
     )
-    group = {"first_at": NOW, "last_at": NOW, "last_id": evil, "count": 2, "is_dead_count": 1}
+    group: dict[str, Any] = {"first_at": NOW, "last_at": NOW, "last_id": evil, "count": 2, "is_dead_count": 1}
     minutes = (1,) * 60
     operations = SimpleNamespace(
         queues=lambda: (QueueNow(name=evil, engine=evil, waiting=1, paused=pause),),
@@ -189,6 +189,10 @@ def test_hostile_texts_are_shown_and_do_nothing(hostile: TestClient) -> None:
         assert (seen.tags.count("script"), seen.tags.count("img")) == (1, 1)
         assert "onerror" not in seen.attributes
         assert "<script>document" not in answer.text
+
+
+def test_a_chart_has_a_bar_for_each_minute(hostile: TestClient) -> None:
+    assert hostile.get("/").text.count("v-40.0h3v40.0z") == 4 * 60
 
 
 def test_control_characters_and_long_texts_are_bounded(
@@ -367,7 +371,12 @@ def test_many_viewers_cost_as_little_as_one(bridge: Bridge, monkeypatch: pytest.
     monkeypatch.setattr(pages, "_RECENT_S", 3600.0)
     asked: list[str] = []
     queues = bridge.operations.queues
-    monkeypatch.setattr(type(bridge.operations), "queues", lambda self: asked.append("queues") or queues())
+
+    def counted(_: object) -> object:
+        asked.append("queues")
+        return queues()
+
+    monkeypatch.setattr(type(bridge.operations), "queues", counted)
     client = TestClient(app(bridge, allow=everything))
 
     for _ in range(20):
@@ -406,7 +415,7 @@ def test_it_is_a_wsgi_app_too(bridge: Bridge) -> None:
     told: list[str] = []
 
     def allow(request: Request, action: str, target: str) -> bool:
-        return request.scope["wsgi_environ"]["REMOTE_USER"] == "bob"
+        return bool(request.scope["wsgi_environ"]["REMOTE_USER"] == "bob")
 
     client = Client(wsgi(bridge, allow=allow))
     outside: dict[str, Any] = {"base_url": "http://shop.example/ops", "environ_overrides": {"REMOTE_USER": "bob"}}

@@ -24,7 +24,7 @@ from tests.examples.conftest import START_TIMEOUT_S, Process, environment, wait_
 from tests.servers import PrivateRedis
 from tests.web import shop
 
-PATIENCE_S: Final = 20.0
+PATIENCE_S: Final = 120.0
 MANY: Final = 10_000
 PAGES: Final = ("", "running", "failures", "messages", "dead", "schedules", "workers")
 
@@ -120,10 +120,10 @@ def base(bridge: Bridge, fixed: Path, redis_server: PrivateRedis, tmp_path_facto
             stack.callback(process.kill)
             return process
 
-        worker = start("worker", "--processes", "1", "--threads", "4")
+        start("worker", "--processes", "1", "--threads", "4")
         page = start("web", "--allow-acts", "--port", str(port))
         wait_until(lambda: "serving" in page.output, what="the page", timeout_s=START_TIMEOUT_S, processes=[page])
-        wait_until(bridge.operations.workers, what="the worker", timeout_s=START_TIMEOUT_S, processes=[worker])
+        until(bridge.operations.workers, "the worker")
         yield f"http://127.0.0.1:{port}"
         assert page.stop() == 0
 
@@ -142,7 +142,7 @@ def clean(bridge: Bridge, fixed: Path) -> None:
 
 
 def until(is_so: Callable[[], object], what: str) -> None:
-    wait_until(is_so, what=what, timeout_s=PATIENCE_S)
+    wait_until(lambda: bool(is_so()), what=what, timeout_s=PATIENCE_S)
 
 
 def dead_receipts(bridge: Bridge, number: int) -> list[Handle[str]]:
@@ -215,7 +215,7 @@ def test_a_run_is_seen_with_its_progress_and_cancelled(browser: Browser, bridge:
     browser.click("Cancel", row=sent.id[:8])
     browser.waits_for("was told to stop")
     until(lambda: sent.status().is_final, "the end of the run")
-    assert not bridge.operations.running() or sent.id not in [run.id for run in bridge.operations.running()]
+    until(lambda: sent.id not in [run.id for run in bridge.operations.running()], "the end to be told")
 
 
 def test_a_schedule_is_run_now_paused_and_resumed(browser: Browser, bridge: Bridge) -> None:

@@ -75,7 +75,8 @@ def pause(bridge: Bridge, arguments: Namespace) -> cli.Output:
     found = next(
         (each for each in bridge.paused() if (each.queue, each.task) == (arguments.queue, arguments.task)), None
     )
-    return cli.Output(text=f"{_shown(arguments)} is paused{until_text(found)}", data=found and asdict(found))
+    text = f"{_shown(arguments)} is paused{until_text(found)}"
+    return cli.Output(text=text, data=found and asdict(found), acts=_acts("pause", arguments))
 
 
 @cli.command("resume", "let what is paused start again", *_WHAT, cli.APP, cli.URL, cli.JSON, opens=_bridge)
@@ -89,7 +90,14 @@ def resume(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """
     was_paused = bridge.resume(arguments.queue, task=arguments.task)
     text = f"{_shown(arguments)} {'goes on' if was_paused else 'was not paused'}"
-    return cli.Output(text=text, data={"resumed": was_paused}, code=0 if was_paused else 1)
+    acts = _acts("resume", arguments) if was_paused else []
+    return cli.Output(text=text, data={"resumed": was_paused}, code=0 if was_paused else 1, acts=acts)
+
+
+def _acts(action: str, arguments: Namespace) -> list[tuple[str, str]]:
+    if arguments.queue is not None:
+        return [(action, arguments.queue)]
+    return [(f"{action}_task", arguments.task)]
 
 
 def _shown(arguments: Namespace) -> str:

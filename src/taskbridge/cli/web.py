@@ -20,9 +20,7 @@ from taskbridge.exceptions import NotInstalledError
     cli.URL,
     cli.argument("--host", metavar="HOST", default="127.0.0.1", help="default: 127.0.0.1, for this machine alone"),
     cli.argument("--port", type=cli.count, metavar="PORT", default=8765, help="default: 8765"),
-    cli.argument(
-        "--allow-acts", action="store_true", help="let everybody who reaches the page change things"
-    ),
+    cli.argument("--allow-acts", action="store_true", help="let everybody who reaches the page change things"),
     opens=cli.server_bridge,
 )
 def web(bridge: Bridge, arguments: Namespace) -> cli.Output:
@@ -49,7 +47,9 @@ def web(bridge: Bridge, arguments: Namespace) -> cli.Output:
         served.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
     elif arguments.allow_acts:
         say(f"everybody who reaches {host} can replay, purge, cancel and pause: put a login before it")
-    server = uvicorn.Server(uvicorn.Config(served, host=host, port=arguments.port, log_level="warning"))
+    server = uvicorn.Server(
+        uvicorn.Config(served, host=host, port=arguments.port, log_level="warning", timeout_keep_alive=30)
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _do_nothing)  # uvicorn ends by its own handlers, and raises the signal again then
     shown = f"[{host}]" if ":" in host else host

@@ -40,9 +40,12 @@ def app(bridge: Bridge, *, allow: Allow = reading_only, secret: str | None = Non
         secret: Signs the tokens of forms; all processes that serve the page need the same. None makes it of the URLs
             of broker and store.
     """
-    settings = bridge.settings
-    secret = secret or f"{settings.url.broker_url}\0{settings.store}\0{settings.namespace}"
-    return Starlette(routes=routes(bridge, Guard(allow, secret.encode())))
+
+    def own() -> str:  # when it is needed, for an app may be made before its bridge has settings
+        settings = bridge.settings
+        return secret or f"{settings.url.broker_url}\0{settings.store}\0{settings.namespace}"
+
+    return Starlette(routes=routes(bridge, Guard(allow, own)))
 
 
 def wsgi(bridge: Bridge, *, allow: Allow = reading_only, secret: str | None = None) -> WSGIApp:

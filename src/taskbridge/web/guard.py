@@ -58,7 +58,7 @@ class Guard:
     Forms carry the token of a cookie, which other sites can neither read nor make.
     """
 
-    def __init__(self, allow: Allow, secret: bytes) -> None:
+    def __init__(self, allow: Allow, secret: Callable[[], str]) -> None:
         self._allow = allow
         self._secret = secret
 
@@ -110,7 +110,7 @@ class Guard:
         response.set_cookie(name, value, path=_path(request), secure=is_secure, httponly=True, samesite="strict")
 
     def _signed(self, text: str) -> str:
-        digest = hmac.digest(self._secret, text.encode(), sha256)
+        digest = hmac.digest(self._secret().encode(), text.encode(), sha256)
         return f"{text}.{base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
 
     def _read(self, signed: str) -> str:

@@ -38,7 +38,7 @@ from taskbridge.web.showing import environment
 Context = Mapping[str, Any]
 """What a template shows."""
 
-_RECENT_S: Final = 1.0  # for so long an answer counts: many viewers cost as little as one
+_RECENT_S: Final = 2.0  # for so long an answer counts: many viewers cost as little as one
 _MOST_FORM: Final = 16_384  # bytes
 _LETTERS: Final = 50  # on a page
 _SINCE: Final = {"15 min": 900.0, "1 h": 3600.0, "24 h": 86400.0, "7 d": 604800.0}

@@ -63,7 +63,7 @@ def utc(moment: datetime) -> str:
     return moment.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def bars(values: Sequence[int], height: int = 40) -> str:
+def bars(values: Sequence[int], height: int = 40) -> Markup:
     """Return the SVG path of a chart with a bar for each value, 4 wide, as high as its part of the highest one."""
     top = max(1, *values)
     drawn: list[str] = []
@@ -71,4 +71,4 @@ def bars(values: Sequence[int], height: int = 40) -> str:
         if value:
             tall = max(1.5, height * value / top)
             drawn.append(f"M{index * _BAR} {height}v{-tall:.1f}h{_BAR - 1}v{tall:.1f}z")
-    return "".join(drawn)
+    return Markup("").join(drawn)

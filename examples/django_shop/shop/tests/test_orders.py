@@ -2,7 +2,9 @@
 
 from datetime import timedelta
 from unittest.mock import patch
+from urllib.parse import urlencode
 
+from django.contrib.auth.models import Permission, User
 from django.core import mail
 from django.test import TestCase
 from django.utils import timezone
@@ -108,3 +110,33 @@ class ReportTests(TasksMixin, TestCase):
     def test_there_is_a_report_each_night(self):
         runs = default_bridge().run_schedules(timedelta(days=7))
         self.assertAlmostEqual(runs, 7, delta=1)  # a week may have an hour more, or less
+
+
+class PageTests(TasksMixin, TestCase):
+    def setUp(self):
+        self.user = User.objects.create_user("ann", is_staff=True)
+
+    def test_it_asks_for_a_login(self):
+        self.assertRedirects(
+            self.client.get("/admin/tasks/"), "/admin/login/?next=/admin/tasks/", fetch_redirect_response=False
+        )
+
+    def test_it_shows_what_the_permissions_allow(self):
+        self.user.user_permissions.add(Permission.objects.get(codename="view_deadletter"))
+        self.client.force_login(self.user)
+
+        self.assertContains(self.client.get("/admin/tasks/dead"), "No dead letters")
+        self.assertEqual(self.client.get("/admin/tasks/").status_code, 403)
+
+    def test_a_superuser_pauses_a_queue(self):
+        self.user.is_superuser = True
+        self.user.save()
+        self.client.force_login(self.user)
+        token = self.client.get("/admin/tasks/").text.partition('name="token" value="')[2].partition('"')[0]
+
+        form = urlencode({"token": token, "target": "default"})
+        response = self.client.post("/admin/tasks/act/pause", form, content_type="application/x-www-form-urlencoded")
+
+        self.assertEqual((response.status_code, response["Location"]), (303, "/admin/tasks/"))
+        self.assertEqual([pause.queue for pause in default_bridge().paused()], ["default"])
+        default_bridge().resume("default")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha1
-from itertools import chain, groupby, islice
+from itertools import chain, count, groupby, islice
 from typing import Any, Final, NamedTuple
 
 from taskbridge.brokers.base import Buried, Counts, Decide, RedisCommand, Remark, Taken, Wire
@@ -24,6 +24,7 @@ from taskbridge.settings import Settings
 
 _TOGETHER: Final = 100  # how many messages one command takes at most: while it works, the server does nothing else
 _TOGETHER_BYTES: Final = 1 << 18  # how many bytes of messages one command takes, about
+_KEYS_TOGETHER: Final = 200  # how many ids of dead letters one command returns, for a page
 _LETTERS_TOGETHER: Final = 20  # how many dead letters, each of which may be as large as a message may
 _PARK: Final = Script(__file__, "park")
 _BURY: Final = Script(__file__, "bury")
@@ -131,8 +132,7 @@ class RedisBroker:
 
     def dead_letters_since(self, died_at: float) -> Iterator[DeadLetter]:
         """Yield the dead letters that died at this time or later, by that time and by id, 20 read at a time."""
-        parts = self._dead_parts(None, self._settings.send_timeout_s, since=died_at)
-        letters = (found.letter for part in parts for found in part)
+        letters = (found.letter for part in self._dead_parts_since(died_at) for found in part)
         for _, together in groupby(letters, key=lambda letter: _milliseconds(letter.died_at)):  # as Redis sorts them
             yield from sorted(together, key=lambda letter: (letter.died_at, letter.id))
 
@@ -156,16 +156,31 @@ class RedisBroker:
         answers = self._client.execute([call], timeout_s=timeout_s, replicas=self._settings.wait_replicas)
         return [found.letter.id for (found, _), answer in zip(chosen, answers, strict=True) if answer]
 
-    def _dead_parts(
-        self, ids: Collection[str] | None, timeout_s: float, *, since: float = 0.0
-    ) -> Iterator[list[_Dead]]:
-        """Yield the dead letters since a time, or those of these ids, the oldest first, a part at a time."""
+    def _dead_parts_since(self, died_at: float) -> Iterator[list[_Dead]]:
+        """Yield the dead letters since a time, a part at a time: a page takes as many commands however many there are.
+
+        If some are taken out meanwhile, as many others may be left out.
+        """
+        timeout_s = self._settings.send_timeout_s
+        self._forget_old(timeout_s)
+        for start in count(0, _KEYS_TOGETHER):
+            since = "ZRANGEBYSCORE", self._keys.dead, _milliseconds(died_at), "+inf", "LIMIT", start, _KEYS_TOGETHER
+            keys: list[bytes] = self._client.execute([since], timeout_s=timeout_s)
+            for first in range(0, len(keys), _LETTERS_TOGETHER):
+                yield list(self._read(keys[first : first + _LETTERS_TOGETHER], timeout_s))
+            if len(keys) < _KEYS_TOGETHER:
+                return
+
+    def _forget_old(self, timeout_s: float) -> None:
         while self._client.execute([burying(self._keys, None, self._settings.dead_ttl_s)], timeout_s=timeout_s):
             pass  # there is more to forget
+
+    def _dead_parts(self, ids: Collection[str] | None, timeout_s: float) -> Iterator[list[_Dead]]:
+        """Yield the dead letters, or those of these ids, the oldest first, a part at a time."""
+        self._forget_old(timeout_s)
         everything = ids is None or any(each.startswith(RAW) for each in ids)  # which are not those of the keys, always
         if everything or len(ids or ()) > _LETTERS_TOGETHER:  # for they come in their order, part by part
-            everything_since = "ZRANGEBYSCORE", self._keys.dead, _milliseconds(since), "+inf"
-            keys: list[bytes] = self._client.execute([everything_since], timeout_s=timeout_s)
+            keys: list[bytes] = self._client.execute([("ZRANGE", self._keys.dead, 0, -1)], timeout_s=timeout_s)
             if not everything:
                 keys = [key for key in keys if key.decode(errors="replace") in (ids or ())]
         else:

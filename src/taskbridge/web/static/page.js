@@ -1,14 +1,14 @@
-// Keeps the live part of a page up to date: fetches the page again and replaces that part.
+// Keeps the live part of a page up to date: fetches the page again every few seconds, and replaces that part.
 "use strict";
-
-const PERIOD_MS = 4000;
 
 async function refresh() {
   const live = document.querySelector("[data-live]");
-  if (!live || document.hidden || live.contains(document.activeElement) || !getSelection().isCollapsed) return;
+  if (!live) return;
+  setTimeout(refresh, live.dataset.live * 1000);
+  if (document.hidden || live.contains(document.activeElement) || !getSelection().isCollapsed) return;
   const pulse = document.getElementById("pulse");
   try {
-    const response = await fetch(location.href, { headers: { Accept: "text/html" } });
+    const response = await fetch(location.href);
     if (!response.ok) throw new Error(response.status);
     const page = new DOMParser().parseFromString(await response.text(), "text/html");
     const fresh = page.getElementById("live");
@@ -21,5 +21,4 @@ async function refresh() {
   }
 }
 
-setInterval(refresh, PERIOD_MS);
-document.addEventListener("visibilitychange", refresh);
+setTimeout(refresh, 3000);
