@@ -1,8 +1,8 @@
 """What the page costs, with few and with many messages: `python -m benchmarks.pages [RECORDS [DEAD]]`, by hand.
 
 A private Redis is filled with records that are listed, and with dead letters. Then each page is asked for through its
-ASGI app, first with 100 of each and then with all: the commands that Redis was sent, and the median of the seconds. Last
-come 50 viewers of the first page for half a minute, and what of a processor they take.
+ASGI app, first with 100 of each and then with all: the commands that Redis was sent, and the median of the seconds.
+Last come 50 viewers of the first page for half a minute, and what of a processor they take.
 """
 
 from __future__ import annotations

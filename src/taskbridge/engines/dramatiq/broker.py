@@ -193,7 +193,7 @@ class EngineConsumer(Consumer):
         self._timeout_s = timeout_ms / 1000
         self._is_delayed = queue_name.endswith(".DQ")
         self._slots = Slots(prefetch) if self._is_delayed or broker.slots is None else broker.slots
-        self._queue = broker.reception.own_queue(queue_name)
+        self._own_queue = broker.reception.own_queue(queue_name)
         self._work = broker.work if self._slots is broker.slots and broker.reception.owns(queue_name) else None
         self._ready: deque[Arrival] = deque()
         self._delayed: set[Any] = set()
@@ -233,7 +233,7 @@ class EngineConsumer(Consumer):
     def is_closed(self) -> bool:
         """Whether nothing is to be taken now: the worker stops, or the queue is paused (rule Z2)."""
         pauses = self._engine_broker.reception.pauses
-        return self._engine_broker.draining or (pauses is not None and self._queue in pauses.queues)
+        return self._engine_broker.draining or (pauses is not None and self._own_queue in pauses.queues)
 
     # For Dramatiq's consumer thread
 
