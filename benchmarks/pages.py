@@ -11,7 +11,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -37,7 +37,7 @@ PAGES: Final = ("", "running", "failures", "messages", "messages?state=done", "d
 _OWN: Final = ("cmdstat_info", "cmdstat_config", "cmdstat_client", "cmdstat_hello", "cmdstat_select")
 
 
-def fill(bridge: Bridge, first: int, records: int, letters: int, server: redis.Redis) -> None:
+def fill(bridge: Bridge, first: int, records: int, letters: int, server: Any) -> None:
     """Have so many records and dead letters, of which `first` are there already."""
     store, now = bridge.store, time.time()
     assert store is not None
@@ -62,7 +62,7 @@ def fill(bridge: Bridge, first: int, records: int, letters: int, server: redis.R
         bridge.broker.bury(letter, timeout_s=30)
 
 
-def commands(server: redis.Redis, act: Callable[[], object]) -> int:
+def commands(server: Any, act: Callable[[], object]) -> int:
     """Return how many commands Redis carried out for an act, those of scripts included."""
     server.config_resetstat()
     act()
@@ -70,18 +70,18 @@ def commands(server: redis.Redis, act: Callable[[], object]) -> int:
     return sum(each["calls"] for name, each in found.items() if not name.startswith(_OWN))
 
 
-def look(client: TestClient, page: str) -> None:
+def look(client: Any, page: str) -> None:
     time.sleep(1.1)  # so that no answer of a moment ago counts
     assert client.get(f"/{page}").status_code == 200, page
 
 
-def measured(client: TestClient, server: redis.Redis) -> dict[str, tuple[int, float]]:
+def measured(client: Any, server: Any) -> dict[str, tuple[int, float]]:
     """Return by page how many commands it takes, and the median of its seconds."""
     found: dict[str, tuple[int, float]] = {}
     for page in PAGES:
         look(client, page)  # what is imported and connected once
         count = commands(server, lambda page=page: look(client, page))  # type: ignore[misc]
-        times = []
+        times: list[float] = []
         for _ in range(TIMES):
             time.sleep(1.1)
             began = time.perf_counter()
@@ -91,12 +91,12 @@ def measured(client: TestClient, server: redis.Redis) -> dict[str, tuple[int, fl
     return found
 
 
-def viewers_share(client: TestClient, server: redis.Redis) -> float:
+def viewers_share(client: Any, server: Any) -> float:
     """Return what of a processor 50 viewers of the first page take, here and in Redis."""
 
     def spent_s() -> float:
         used, of_redis = resource.getrusage(resource.RUSAGE_SELF), server.info("cpu")
-        return used.ru_utime + used.ru_stime + of_redis["used_cpu_user"] + of_redis["used_cpu_sys"]
+        return used.ru_utime + used.ru_stime + float(of_redis["used_cpu_user"] + of_redis["used_cpu_sys"])
 
     began, before = time.monotonic(), spent_s()
     looks = int(VIEWERS * VIEWED_S / PERIOD_S)
@@ -107,13 +107,17 @@ def viewers_share(client: TestClient, server: redis.Redis) -> float:
 
 
 @contextmanager
-def place() -> Iterator[tuple[Bridge, redis.Redis]]:
+def place() -> Generator[tuple[Bridge, Any]]:
     """Have a private Redis and a bridge on it."""
     server = PrivateRedis().start()
     try:
         bridge = Bridge(f"celery+{server.url}", namespace="pages", listing=True)
-        bridge.task(name="shop.pay")(lambda number: None)
-        with redis.Redis.from_url(server.url) as client:
+
+        @bridge.task(name="shop.pay")
+        def pay(number: int) -> None: ...
+
+        make: Any = redis.Redis  # whose types say little
+        with make.from_url(server.url) as client:
             yield bridge, client
         bridge.close()
     finally:
@@ -121,7 +125,8 @@ def place() -> Iterator[tuple[Bridge, redis.Redis]]:
 
 
 def main(records: int, letters: int) -> None:
-    with place() as (bridge, server), TestClient(app(bridge)) as client:
+    make: Any = TestClient
+    with place() as (bridge, server), make(app(bridge)) as client:
         fill(bridge, 0, FEW, FEW, server)
         few = measured(client, server)
         fill(bridge, FEW, records, letters, server)

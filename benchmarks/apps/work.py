@@ -52,14 +52,11 @@ def trace() -> None:
     from opentelemetry import trace as traces  # here, for only who is traced has it
     from opentelemetry.instrumentation.celery import CeleryInstrumentor
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-    class Nowhere:
-        def export(self, spans: Sequence[object]) -> object:
+    class Nowhere(SpanExporter):
+        def export(self, spans: Sequence[object]) -> SpanExportResult:
             return SpanExportResult.SUCCESS
-
-        def shutdown(self) -> None:
-            pass
 
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(Nowhere()))

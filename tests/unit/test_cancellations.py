@@ -246,7 +246,7 @@ def test_a_run_is_interrupted_that_begins_long_after_its_message_was_seen_not_to
     store.cancel(one.id, at=time.time(), interrupt=True, timeout_s=1)
     assert until_known(known, one)  # it had been asked about before, and no run was there yet
     time.sleep(4 * PERIOD_S)
-    runs.append(Run(one, None, 0.0))
+    runs.append(Run(one, None, 0.0, 0.0))
     assert is_soon(lambda: bool(interrupted))
 
 

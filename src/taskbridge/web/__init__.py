@@ -18,10 +18,10 @@ try:
 
     from taskbridge.web.guard import Allow, Guard, everything, reading_only
     from taskbridge.web.pages import routes
-except ModuleNotFoundError as exc:
-    if (exc.name or "").partition(".")[0] not in ("starlette", "jinja2"):
+except ModuleNotFoundError as _missing:
+    if (_missing.name or "").partition(".")[0] not in ("starlette", "jinja2"):
         raise
-    raise NotInstalledError(f"{exc.name}, which the page needs,", "web") from exc
+    raise NotInstalledError(f"{_missing.name}, which the page needs,", "web") from _missing
 
 WSGIApp: TypeAlias = "Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]"
 
