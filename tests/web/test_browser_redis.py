@@ -21,6 +21,7 @@ from tests.web import shop
 
 SEND_TIMEOUT_S: Final = 60.0
 MANY: Final = 10_000
+WIDTHS: Final = (1280, 390)
 PAGES: Final = ("", "running", "failures", "messages", "dead", "schedules", "workers")
 
 
@@ -99,6 +100,7 @@ def base(bridge: Bridge, fixed: Path, redis_server: PrivateRedis, tmp_path_facto
 @pytest.fixture(scope="module")
 def page(base: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     with browser(tmp_path_factory.mktemp("browser")) as made:
+        made.resize(WIDTHS[0])
         yield Page(made, base)
 
 
@@ -256,7 +258,7 @@ def test_hostile_texts_do_nothing_and_nothing_overflows(page: Page, bridge: Brid
     page.shows(shop.HOSTILE[:20], "")
     page.shows(shop.HOSTILE[:20], "messages")
     page.browser.complaints.clear()
-    for width in (1280, 390):
+    for width in reversed(WIDTHS):
         page.browser.resize(width)
         for path in (*PAGES, f"letter?id={sent.id}", f"message?id={sent.id}"):
             page.open(path)
@@ -264,7 +266,6 @@ def test_hostile_texts_do_nothing_and_nothing_overflows(page: Page, bridge: Brid
             assert not page.browser.is_wider_than_screen(), (path, width)
             if path not in ("running", "schedules", "workers"):
                 assert shop.HOSTILE[:20] in page.text, path
-    page.browser.resize(1280)
     assert page.browser.complaints == []
 
 
