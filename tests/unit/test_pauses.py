@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
@@ -157,6 +158,31 @@ def test_a_virtual_clock_jumps_to_the_end_of_a_pause() -> None:
     assert bridge.run_until_idle() == 1
     assert (seen, bridge.paused()) == (["a"], ())
     bridge.close()
+
+
+def test_nobody_who_sends_waits_for_the_store_that_tells_what_is_paused(
+    backend: SharedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge, ran = Bridge("inline://?threads=1"), threading.Event()
+    ring = bridge.task(name="ring")(ran.set)
+    pauses, asked, sent = pauses_of(backend), threading.Event(), threading.Event()
+    were_sent: list[bool] = []
+
+    def get(keys: Sequence[str], *, timeout_s: float) -> list[str | None]:
+        asked.set()
+        were_sent.append(sent.wait(WAIT_S))
+        return [None]
+
+    monkeypatch.setattr(backend, "get", get)
+    monkeypatch.setattr(type(bridge), "pauses", pauses)
+    ring.send()
+    assert asked.wait(WAIT_S)
+    ring.send()
+    sent.set()
+    assert ran.wait(WAIT_S)
+    assert all(were_sent)
+    bridge.close()
+    pauses.close()
 
 
 def test_pauses_are_kept_in_a_database(tmp_path: Path) -> None:
