@@ -117,7 +117,8 @@ class Message:
         replays: How often it was replayed from the dead letters (rule L2).
         unique: How it holds a unique key, and the key's hash (`Unique.held_by`); empty if its task is not unique.
         digest: A hash of the arguments, if the sender has chosen the id (rule U6).
-        relayed: Whether an outbox has it, or had it: it may be published twice, so its mark is claimed (rule OB1).
+        relayed: Whether an outbox has it, or had it, or it was put off: it may be published twice, so its mark is
+            claimed (rules OB1 and A7).
         keeps_call: Whether its record tells its arguments and headers.
         due_at: From when on the attempt was to run, in seconds since the epoch; None for one that was sent without a
             delay, or by an earlier release.

@@ -287,6 +287,8 @@ class Operations:
             if each.paused is not None:
                 found.append(Alarm(text=f"queue {name} is paused", level="warning", queue=name))
         if bridge.store is not None:
+            globs = [each.task for each in bridge.paused() if each.task is not None]
+            found += [Alarm(text=f"tasks {glob} are paused", level="warning") for glob in globs]
             if dead := sum((self.rates() if rates is None else rates).dead):
                 found.append(Alarm(text=f"{dead} messages died in the last hour", level="error"))
             for schedule in bridge.schedules.list():

@@ -158,10 +158,10 @@ class Pauses(Background):
         with suppress(BrokerUnavailable):  # else the first start asks
             self._renew()
 
-    def covers(self, message: Message) -> bool:
+    def covers(self, message: Message, *, timeout_s: float = inf) -> bool:
         """Return whether a message that is about to start is not to; raises `StoreUnavailable` if nothing is known."""
         if monotonic() >= self.old_at or self.ends_at <= self._now():
-            self._renew()
+            self._renew(timeout_s)
         return self.holds(message)
 
     def holds(self, message: Message) -> bool:
@@ -191,25 +191,25 @@ class Pauses(Background):
             except Exception:
                 _log.exception("looking for what is paused failed, trying again")
 
-    def _renew(self) -> None:
+    def _renew(self, timeout_s: float = inf) -> None:
         if self._backend.is_shared:
             self.start()
         if self._is_away and self._is_known:  # the last that is known holds, and the thread goes on asking
             return
         try:
-            self.look(asked_at=monotonic())
+            self.look(asked_at=monotonic(), timeout_s=timeout_s)
         except BrokerUnavailable:
             if not self._is_known:
                 raise
 
-    def look(self, *, asked_at: float = inf) -> None:
+    def look(self, *, asked_at: float = inf, timeout_s: float = inf) -> None:
         """Learn what is paused now, unless another thread has done so since `asked_at`; raises `StoreUnavailable`."""
         with self._asking:
             if asked_at + _OLD_S < self.old_at < inf:
                 return
             began, error = monotonic(), None
             try:
-                text = self._get(min(_ANSWER_S, self._timeout_s))
+                text = self._get(min(_ANSWER_S, timeout_s, self._timeout_s))
             except BrokerUnavailable as exc:
                 if not self._is_away:
                     held = "what is known holds" if self._is_known else "nothing starts until it is"

@@ -67,13 +67,6 @@ def only_queues_are_heeded() -> None:
     put(_PAUSES, "Pauses.holds", lambda _: lambda self, message: message.queue in self.queues)
 
 
-@mutant("Z2", "processes_keep_to_pauses", "celery+amqp")
-def children_do_not_look() -> None:
-    """A message of a paused task starts in a child of Celery's pool."""
-    put(_PAUSES, "Pauses.covers", lambda _: lambda self, message: False)
-    put(_PAUSES, "Pauses.holds", lambda _: lambda self, message: False)
-
-
 @mutant("Z3", "what_comes_back_waits_in_a_paused_queue", "celery+redis")
 def celery_takes_from_a_paused_queue() -> None:
     """A Celery worker takes from a paused queue, and parks what it has taken."""

@@ -293,6 +293,28 @@ def test_a_request_that_cannot_be_run_is_put_off_and_holds_no_slot(
     assert sent.id not in worker_state.requests
 
 
+def test_a_paused_message_is_put_off_before_it_runs(way: FastWay, consumer: Any, task: Any) -> None:
+    acknowledged, taken, ran = list[Any](), list[Any](), list[Any]()
+    consumer.acknowledge_soon = acknowledged.append
+    consumer.on_task_request = taken.append
+    consumer.event_dispatcher = None
+    way.options["eventer"] = None
+    host = task.app.engine.host
+    host.on("before_run")(ran.append)
+    task.app.engine.life.opens(None, has_children=False)
+    sent = Message(id=new_id(), task="shop.pay", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.0)
+    message, parts = received(sent)
+    way(message, parts)
+    [request] = taken
+    assert isinstance(request, FastRequest)
+
+    host.pause(task="shop.*")  # only now, when it waits for a slot
+    request.run()
+
+    assert acknowledged == [message]
+    assert (host.counts().delayed, ran) == (1, [])
+
+
 def _body(args_json: str, kwargs_json: str) -> bytes:
     bridge = Bridge("celery+amqp://localhost")
     message = Message(id=new_id(), task="t", queue="q", args_json=args_json, kwargs_json=kwargs_json, enqueued_at=1.0)

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,26 @@ def test_metrics_leave_the_fast_way() -> None:
     counts.flush()
     done = {"task": "ring", "queue": "default", "state": "done"}
     assert registry.get_sample_value("taskbridge_messages_total", done) == 1
+
+
+def test_the_fast_way_keeps_to_pauses() -> None:
+    bridge, done, ran = Bridge("dramatiq+memory://"), threading.Event(), list[str]()
+    pay = bridge.task(name="shop.pay")(partial(ran.append, "pay"))
+    ring = bridge.task(name="ring")(done.set)
+    bridge.pause(task="shop.*")
+
+    with bridge.embedded_worker(threads=1):
+        assert isinstance(bridge.native.work, WorkQueue)
+        pay.send()
+        ring.send()
+        assert done.wait(60)
+        deadline = time.monotonic() + 60
+        while bridge.counts().delayed != 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    assert ran == []
+    bridge.close()
 
 
 def test_the_setting_takes_the_plain_way(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

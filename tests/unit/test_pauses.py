@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
@@ -78,14 +79,17 @@ def test_pausing_again_sets_another_end_and_keeps_the_beginning(backend: SharedB
 
 
 def test_the_last_that_is_known_holds_while_the_store_is_away(backend: SharedBackend) -> None:
-    worker = pauses_of(backend)
+    clock = [1000.0]
+    worker = Pauses(backend, lambda: clock[0], timeout_s=5.0)
     worker.pause("email", None, None)
-    worker.pause("sms", None, datetime.now(timezone.utc) + timedelta(seconds=1))
+    worker.pause("sms", None, datetime.fromtimestamp(clock[0] + 60, timezone.utc))
     worker.begin()
     backend.is_away = True
     worker.old_at = 0.0
     assert worker.covers(message(queue="email"))
+    assert worker.covers(message(queue="sms"))
     assert not worker.covers(message())
+    clock[0] += 60
     until(partial(lambda: worker.queues == frozenset(["email"])))  # an end that was set comes all the same
     worker.close()
 
@@ -119,13 +123,16 @@ def test_a_later_release_may_keep_more_of_a_pause(backend: SharedBackend) -> Non
     assert [each.queue for each in pauses_of(backend).all()] == ["email"]
 
 
-def test_what_is_put_off_comes_back_soon_and_never_too_much_at_once(backend: SharedBackend) -> None:
+def test_what_is_put_off_comes_back_soon_and_never_too_much_at_once(
+    backend: SharedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskbridge.pauses.monotonic", lambda: 1000.0)
     pauses = pauses_of(backend)
     waits = [pauses.wait_s() for _ in range(10 * MOST_BACK_A_SECOND)]
     assert waits[0] == pytest.approx(PUT_OFF_S)
-    assert waits[-1] == pytest.approx(PUT_OFF_S + 10.0, abs=5.0)  # this took some time, too
+    assert waits[-1] == pytest.approx(PUT_OFF_S + 10.0, abs=0.1)
     waits = [pauses.wait_s() for _ in range(int(MOST_PUT_OFF_S * MOST_BACK_A_SECOND))]
-    assert max(waits) == waits[-1] == MOST_PUT_OFF_S
+    assert max(waits) == waits[-1] == pytest.approx(MOST_PUT_OFF_S)
 
 
 def test_an_end_must_be_ahead_and_have_a_zone(backend: SharedBackend) -> None:
@@ -157,6 +164,43 @@ def test_a_virtual_clock_jumps_to_the_end_of_a_pause() -> None:
     assert bridge.run_until_idle() == 1
     assert (seen, bridge.paused()) == (["a"], ())
     bridge.close()
+
+
+def test_what_is_paused_is_an_alarm() -> None:
+    bridge = Bridge("inline://?threads=0")
+    bridge.pause("default")
+    bridge.pause(task="shop.*")
+    found = [(each.text, each.level, each.queue) for each in bridge.operations.alarms()]
+    assert found == [
+        ("queue default is paused", "warning", "default"),
+        ("tasks shop.* are paused", "warning", None),
+    ]
+    bridge.close()
+
+
+def test_nobody_who_sends_waits_for_the_store_that_tells_what_is_paused(
+    backend: SharedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge, ran = Bridge("inline://?threads=1"), threading.Event()
+    ring = bridge.task(name="ring")(ran.set)
+    pauses, asked, sent = pauses_of(backend), threading.Event(), threading.Event()
+    were_sent: list[bool] = []
+
+    def get(keys: Sequence[str], *, timeout_s: float) -> list[str | None]:
+        asked.set()
+        were_sent.append(sent.wait(WAIT_S))
+        return [None]
+
+    monkeypatch.setattr(backend, "get", get)
+    monkeypatch.setattr(type(bridge), "pauses", pauses)
+    ring.send()
+    assert asked.wait(WAIT_S)
+    ring.send()
+    sent.set()
+    assert ran.wait(WAIT_S)
+    assert all(were_sent)
+    bridge.close()
+    pauses.close()
 
 
 def test_pauses_are_kept_in_a_database(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from taskbridge import Bridge, Message
 from taskbridge.engines.settle import NotRun, begin, bury_unreadable, finish, not_settled, record_buried
-from taskbridge.exceptions import BrokerUnavailable
+from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
 from taskbridge.hooks import Event
 from taskbridge.retry import CancelledVerdict, Dead, Done, GivenBack, RunAgain, Verdict
 
@@ -70,9 +70,28 @@ def _not_settled(bridge: Bridge, message: Message) -> Message | None:
     return taken
 
 
+def test_a_message_that_is_about_to_start_waits_until_it_is_known_what_is_paused(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses, outages = bridge.pauses, [StoreUnavailable("it is away")]
+    assert pauses is not None
+
+    def covers(message: Message, *, timeout_s: float) -> bool:
+        if outages:
+            raise outages.pop()
+        return message.task == "t" and timeout_s > 0
+
+    monkeypatch.setattr(pauses, "covers", covers)
+    pauses.old_at = 0.0
+
+    assert begin(bridge.bound("t"), _message(), redelivered=False) == NotRun("paused")
+    assert bridge.counts().delayed == 1
+    assert begin(bridge.bound("other"), _message(task="other"), redelivered=False) is None
+
+
 def _message(**given: Any) -> Message:
-    fields: dict[str, Any] = {"id": "m", "task": "t", "queue": "default", "args_json": "[]", "kwargs_json": "{}"}
-    known: dict[str, Any] = {"enqueued_at": time.time(), **given}
+    fields: dict[str, Any] = {"id": "m", "queue": "default", "args_json": "[]", "kwargs_json": "{}"}
+    known: dict[str, Any] = {"task": "t", "enqueued_at": time.time(), **given}
     return Message(**fields, **known)
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from taskbridge import Bridge, BrokerUnavailable, Message
-from taskbridge.engines.settle import NotRun, begin, later, put_off_unknown
+from taskbridge.engines.settle import NotRun, begin, later, put_off_paused, put_off_unknown, run_and_settle
 from taskbridge.hooks import Event, Hooks
-from taskbridge.retry import Interrupted
+from taskbridge.retry import Done, Interrupted
 from tests.servers import PrivateRedis
 
 
@@ -118,6 +118,19 @@ def test_an_unknown_message_that_came_before_says_so_while_it_waits(
     put_off_unknown(bridge, a_message(task="unknown"), redelivered=redelivered)
 
     assert [message.redelivered for message in parked] == [int(redelivered)]
+
+
+@pytest.mark.parametrize("put_off", [put_off_unknown, put_off_paused])
+def test_what_is_put_off_runs_once_if_its_worker_dies_before_it_acknowledges(
+    make_bridge: Callable[[], Bridge], monkeypatch: pytest.MonkeyPatch, put_off: Callable[[Bridge, Message], None]
+) -> None:
+    dying, bridge, parked = make_bridge(), make_bridge(), list[Message]()
+    monkeypatch.setattr(dying.broker, "park", lambda messages, timeout_s: parked.append(messages[0][0]))
+    message = a_message()
+    put_off(dying, message)
+
+    assert isinstance(run_and_settle(bridge, message, redelivered=True), Done)
+    assert run_and_settle(bridge, parked[0]) == NotRun("ended before")
 
 
 def test_a_hook_that_exits_is_logged_and_one_that_is_interrupted_ends() -> None:

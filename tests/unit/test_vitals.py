@@ -315,7 +315,7 @@ def test_inline_runs_are_counted_with_and_without_threads() -> None:
         assert bridge.ended == []
 
 
-@pytest.mark.parametrize("url", ["inline://", "celery+memory://", "dramatiq+memory://"])
+@pytest.mark.parametrize("url", ["inline://?threads=0", "celery+memory://", "dramatiq+memory://"])
 def test_an_embedded_worker_tells_what_it_does(url: str) -> None:
     bridge, go_on = Bridge(url), threading.Event()
 
@@ -339,6 +339,27 @@ def test_an_embedded_worker_tells_what_it_does(url: str) -> None:
         until(lambda: sum(operations.rates().done), 1)
     assert operations.workers() == ()
     assert sum(operations.rates().done) == 1
+    bridge.close()
+
+
+def test_background_threads_go_on_and_are_told_of_after_an_embedded_worker() -> None:
+    bridge, ran = Bridge("inline://?threads=2"), list[threading.Event]()
+
+    @bridge.task(name="rings")
+    def rings(number: int) -> None:
+        ran[number].set()
+
+    def runs(delay_s: float) -> None:
+        ran.append(threading.Event())
+        rings.schedule(delay_s, len(ran) - 1)
+        assert ran[-1].wait(LONGEST_S)
+
+    runs(0)
+    with bridge.embedded_worker(threads=3):
+        runs(0)
+        assert [each.slots for each in bridge.operations.workers()] == [5]
+    runs(0.1)
+    assert [each.slots for each in bridge.operations.workers()] == [2]
     bridge.close()
 
 

@@ -134,6 +134,7 @@ class _Workers:
         self._engine = engine
         self._queues = queues
         self._stop = locks.Event()
+        self.count: int = threads
         self._threads = [
             threading.Thread(target=self._work, name=f"{INLINE_THREADS}-{number}", daemon=True)
             for number in range(threads)
@@ -144,6 +145,7 @@ class _Workers:
             thread.start()
 
     def _work(self) -> None:
+        self._engine.look_at_pauses()
         while not self._stop.is_set():
             message = self._engine.take(self._queues, self._stop)
             if message is not None:
@@ -176,7 +178,7 @@ class InlineEngine:
     def __init__(self, host: Host) -> None:
         self._host = host
         self.wire: InlineWire = InlineWire()  # the queues
-        self.wire.is_paused = self._is_paused
+        self.wire.is_paused = lambda message: host.pauses is not None and host.pauses.holds(message)
         self.clock: VirtualClock = VirtualClock()  # the virtual clock
         self.broker: MemoryBroker = MemoryBroker(host.settings, self.wire, self.clock.now)  # what is delayed and dead
         self._thread_count = host.settings.url.threads
@@ -187,11 +189,10 @@ class InlineEngine:
         self._ticker: Ticker | None = None
         self._ticked_until = 0.0
         self._running = 0
-        self._embedded = 0
+        self._slots = 0  # of all threads that take messages
         self._stopping = 0
         host.is_stopping, host.cancellations.runs = lambda: self._stopping > 0, Runs()
-        self.vitals: Vitals = Vitals(host, name=this_process, queues=host.queues, slots=lambda: self._slots)
-        self._slots = self._thread_count or 1
+        self.vitals: Vitals = Vitals(host, name=this_process, queues=host.queues, slots=lambda: self._slots or 1)
         self._driven = False
         self._lock = locks.Lock()
 
@@ -233,9 +234,6 @@ class InlineEngine:
     def embedded_worker(self, *, queues: Sequence[str], threads: int) -> Generator[None, None, None]:
         """Run messages of these queues, all if empty, in so many threads while the block runs."""
         workers = _Workers(self, list(queues) or None, threads)
-        with self._lock:
-            self._embedded += 1
-            self._slots = threads
         self._scheduler.start()
         self._start(workers)
         try:
@@ -243,8 +241,6 @@ class InlineEngine:
         finally:
             self._scheduler.stop()
             self._end(workers)
-            with self._lock:
-                self._embedded -= 1
 
     def close(self) -> None:
         """Stop the background threads."""
@@ -255,6 +251,8 @@ class InlineEngine:
         self.vitals.stop()
 
     def _start(self, workers: _Workers) -> None:
+        with self._lock:
+            self._slots += workers.count
         self._host.hooks.call(Event(name="worker_started"))
         self._pump.start()
         self._host.relay.start()
@@ -267,10 +265,12 @@ class InlineEngine:
         workers.stop(self._host.settings.grace_s)
         with self._lock:
             self._stopping -= 1
+            self._slots -= workers.count
         self._host.hooks.call(Event(name="worker_stopping"))
-        self.vitals.stop()
-        self._host.relay.stop()
-        self._pump.stop()
+        if not self._slots:  # else other threads go on
+            self.vitals.stop()
+            self._host.relay.stop()
+            self._pump.stop()
 
     def take(self, queues: Sequence[str] | None, stop: threading.Event) -> Message | None:
         """Wait for a message and count it as running; None once `stop` is set."""
@@ -283,14 +283,12 @@ class InlineEngine:
                 self.wire.changed.wait()
         return None
 
-    def _is_paused(self, message: Message) -> bool:
-        pauses = self._host.pauses
-        if pauses is None:
-            return False
-        pauses.on_change = self.wire.release
-        with suppress(BrokerUnavailable):  # then its start asks again
-            return pauses.covers(message)
-        return False
+    def look_at_pauses(self) -> None:
+        """Learn what is paused before messages are taken: senders wait while one is, so the store is not asked then."""
+        if (pauses := self._host.pauses) is not None:
+            pauses.on_change = self.wire.release
+            if monotonic() >= pauses.old_at:
+                pauses.begin()
 
     def run(self, message: Message) -> None:
         """Run a message that is counted as running; what it sets of context variables ends with it."""
@@ -367,7 +365,7 @@ class InlineEngine:
         runs.
         """
         with self._lock:
-            if self._thread_count or self._embedded:
+            if self._thread_count or self._slots:
                 return False
         self._drive(_MOST_RUNS, done=done)
         with self.wire.changed:
@@ -387,6 +385,7 @@ class InlineEngine:
         """
         runs = 0
         self.vitals.attach()
+        self.look_at_pauses()
         while True:
             look_at = inf if ticker is None else ticker.step()
             while not done() and (message := self._next()) is not None:

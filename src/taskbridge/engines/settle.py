@@ -220,7 +220,11 @@ def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | 
         _answer(task, message)
         return Done(None)
     pauses = task.pauses
-    if pauses is not None and (pauses.active or monotonic() >= pauses.old_at) and pauses.covers(message):
+    if (
+        pauses is not None
+        and (pauses.active or monotonic() >= pauses.old_at)
+        and _persist(task, pauses.covers, message)
+    ):
         put_off_paused(task, message, redelivered=redelivered)
         return NotRun("paused")
     marks, records = task.marks, task.records
@@ -560,14 +564,23 @@ def put_off_unknown(host: Host, message: Message, *, redelivered: bool = False) 
         text = "is not known here%s: this worker knows %d tasks; it waits for one that does, up to %.0f s%s"
         more = f" ... and {since_then} more since" if since_then else ""
         say(_log, logging.WARNING, message, text, nearest(message.task, known), len(known), left_s, more)
-    waiting = suspect(message) if redelivered else message
+    waiting = _copy(message, redelivered=redelivered)
     later(host, replace(waiting, waits=message.waits + 1, waits_since=since), wait_s)
 
 
 def put_off_paused(host: Host | BoundTask, message: Message, *, redelivered: bool = False) -> None:
     """Make a message wait that is paused; it uses up no attempt, and has no mark (rule Z5)."""
     if host.pauses is not None:
-        later(host, suspect(message) if redelivered else message, host.pauses.wait_s())
+        later(host, _copy(message, redelivered=redelivered), host.pauses.wait_s())
+
+
+def _copy(message: Message, *, redelivered: bool) -> Message:
+    """Return what is parked in a message's place: a worker may die before it has acknowledged, and leave both.
+
+    The message comes back as redelivered, and is perhaps run before its copy, so whoever takes that looks at the marks,
+    too (rule A7).
+    """
+    return suspect(message) if redelivered else replace(message, relayed=True)
 
 
 def not_settled(

@@ -174,8 +174,9 @@ def what_comes_back_waits_in_a_paused_queue(h: Harness) -> None:
     h.start_worker(threads=4)
     (dead,) = h.begin(Plan(steps=(fail(),), policy="once", queue="left"))
     h.finished(dead.id)
-    (retried,) = h.begin(Plan(steps=(ask(_KNOWN_S + 3.0), RETURN), queue="left"))
-    delayed = h.send(Plan(steps=(RETURN,), queue="left", delay_s=_KNOWN_S + 3.0))
+    delay_s = h.scaled(_KNOWN_S + 3.0)
+    (retried,) = h.begin(Plan(steps=(ask(delay_s), RETURN), queue="left"))
+    delayed = h.send(Plan(steps=(RETURN,), queue="left", delay_s=delay_s))
     h.bridge.pause("left")
     h.leave_alone(_KNOWN_S + h.slack_s)
     h.bridge.dead.replay(dead.id)
@@ -192,7 +193,8 @@ def what_comes_back_waits_in_a_paused_queue(h: Harness) -> None:
 def a_pause_ends_by_itself(h: Harness) -> None:
     """A pause that has an end is over then, by the store's clock, and not before."""
     h.start_worker(threads=4)
-    until = moment(h.bridge.now() + 4.0)
+    within_s = h.scaled(4.0)
+    until = moment(h.bridge.now() + within_s)
     h.bridge.pause("left")
     h.bridge.pause("left", until=until)
     h.bridge.pause(task="contract.program.once", until=until)
@@ -200,7 +202,7 @@ def a_pause_ends_by_itself(h: Harness) -> None:
     h.leave_alone(_KNOWN_S + h.slack_s)
     sent = [h.send(Plan(steps=(RETURN,), queue="left")), h.send(Plan(steps=(RETURN,), policy="once"))]
     sent_in_time = h.bridge.now() < until.timestamp()
-    starts = [h.started(item.id, within_s=4.0 + _FELT_S + h.patience_s).at for item in sent]
+    starts = [h.started(item.id, within_s=within_s + _FELT_S + h.patience_s).at for item in sent]
     early = [at for at in starts if at < until.timestamp()]
     h.check(not sent_in_time or not early, f"nothing should start before {until}, but some did at {early}")
     h.equal("what is paused", h.bridge.paused(), ())

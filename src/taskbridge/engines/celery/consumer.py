@@ -628,7 +628,7 @@ class Consumer(CeleryConsumer):
         if wait_s > 0:  # parked, for Celery would hold it in this process's memory (rules D3 and D4)
             due = settle.suspect(read) if is_redelivered else read
             return self._in_background(message, lambda: settle.later(self._host, due, wait_s))
-        if self._pauses is not None and self._pauses.active and self._pauses.holds(read):
+        if self._pauses is not None and self._pauses.holds(read):
             return self._in_background(
                 message, lambda: settle.put_off_paused(self._host, read, redelivered=is_redelivered)
             )

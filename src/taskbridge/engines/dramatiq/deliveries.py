@@ -306,7 +306,7 @@ class Reception:
             settle.later(host, settle.suspect(message) if redelivered else message, wait_s)
         elif message.task == PROBE:
             settle.begin(host.bound(PROBE), message, redelivered=redelivered)
-        elif self.pauses is not None and self.pauses.active and self.pauses.holds(message):
+        elif self.pauses is not None and self.pauses.holds(message):
             settle.put_off_paused(host, message, redelivered=redelivered)
         elif actor is None:
             settle.put_off_unknown(host, message, redelivered=redelivered)
