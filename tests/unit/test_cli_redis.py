@@ -19,8 +19,9 @@ import pytest
 from taskbridge import Bridge, DeadLetter
 from taskbridge.engines.settle import letter_of
 from taskbridge.message import Message, new_id
-from taskbridge.retry import ErrorInfo
+from taskbridge.retry import Dead, ErrorInfo
 from taskbridge.stores.records import Ending
+from taskbridge.vitals import Vitals
 from tests.servers import PrivateRedis
 from tests.unit.command_line import Run, runner
 from tests.unit.dead_letter_tests import bury
@@ -385,6 +386,39 @@ class TestStatusAndCancel:
             late = run("cancel", message.id)
             assert re.fullmatch(r"too late: it is dead since 20.*\n", late.stdout), late.stdout
             assert late.returncode == 1
+
+    def test_errors_are_shown_as_the_redact_function_leaves_them(
+        self, tmp_path: Path, redis_server: PrivateRedis
+    ) -> None:
+        (tmp_path / "safe.py").write_text(
+            "from dataclasses import replace\nfrom taskbridge import ErrorInfo, default_bridge, task\n"
+            "@task\ndef mail(): ...\n"
+            "@default_bridge().dead.redact\n"
+            "def hide(entry): return replace(entry, error=ErrorInfo(type='E', message='hidden'), traceback='')\n"
+        )
+        url, error = f"celery+{redis_server.url}", ErrorInfo(type="ValueError", message="s3cret")
+        settings = {"TASKBRIDGE_URL": url, "TASKBRIDGE_NAMESPACE": tmp_path.name, "TASKBRIDGE_LISTING": "on"}
+        with closing(Bridge(url, namespace=tmp_path.name, listing=True)) as bridge:
+            vitals = Vitals(bridge, name=lambda: "host:1", queues=lambda: ["default"], slots=lambda: 1)
+            vitals.attach()
+            message = self.sent(bridge, "safe.mail")
+            ending = Ending(state="dead", at=time.time(), reason="exhausted", error=error, traceback="s3cret")
+            self.record(bridge, message, ending)
+            bridge.ended[0].append(("safe.mail", message.id, Dead, error))
+            vitals.tell(at_once=True)
+        run = runner(tmp_path, TZ="UTC", **settings)
+        for command in (
+            ("failures", "safe"),
+            ("failures", "safe", "--json"),
+            ("messages", "ls", "safe", "--json"),
+            ("status", message.id, "--app", "safe"),
+            ("status", message.id, "--app", "safe", "--json"),
+            ("cancel", message.id, "--app", "safe", "--json"),
+            ("top", "safe", "--once"),
+        ):
+            shown = run(*command).stdout
+            assert "hidden" in shown, command
+            assert "s3cret" not in shown, command
 
     def test_what_waits_is_cancelled_and_what_runs_is_told(self, calls: tuple[Run, Bridge]) -> None:
         run, bridge = calls

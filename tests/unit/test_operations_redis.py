@@ -143,5 +143,8 @@ def test_pages_follow_one_another_through_filters(bridge: Bridge) -> None:
         cursor, pages = page.cursor, pages + 1
     assert found == ["shop.rare"] * 2
     assert 1 < pages < 10
-    with pytest.raises(ValueError, match="cursor"):
-        bridge.operations.messages(cursor="x y")
+    for odd in ("x y", "nan x", "-inf x", "1e999 x"):
+        with pytest.raises(ValueError, match="cursor"):
+            bridge.operations.messages(cursor=odd)
+    with pytest.raises(ValueError, match="after must be"):
+        bridge.dead.list(after="1e999:x")

@@ -345,8 +345,9 @@ def test_an_odd_id_is_not_found(client: TestClient, id: str) -> None:
 
 
 def test_an_odd_place_in_a_list_is_not_found(client: TestClient) -> None:
-    assert client.get("/dead", params={"after": "x"}).status_code == 404
-    assert client.get("/messages", params={"cursor": "x"}).status_code == 404
+    for odd in ("x", "nan", "-inf", "1e999"):
+        assert client.get("/dead", params={"after": f"{odd}:m1"}).status_code == 404
+        assert client.get("/messages", params={"cursor": f"{odd} m1"}).status_code == 404
     assert client.get("/nothing").status_code == 404
 
 

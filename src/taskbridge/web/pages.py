@@ -209,7 +209,7 @@ class _Pages:
 
     def _failures(self) -> Sequence[tuple[Any, ErrorInfo | None]]:
         found = self._bridge.operations.failures()
-        return [(each, self._shown_error(each.task, each.last_id, each.error)) for each in found]
+        return [(each, self._bridge.dead.shown_error(each.task, each.last_id, each.error)) for each in found]
 
     def messages(self, request: Request) -> Context:
         """Show messages by task, queue, state and time."""
@@ -225,10 +225,9 @@ class _Pages:
             found = self._bridge.operations.messages(**filters, cursor=given.get("cursor", ""))
         except ValueError:  # the cursor is no page's
             raise _Gone("There is no such page.") from None
-        items = [(each, self._shown_error(each.task, each.id, each.error)) for each in found.items]
         return {
             "given": given,
-            "items": items,
+            "items": [self._bridge.dead.shown_status(each) for each in found.items],
             "cursor": found.cursor,
             "queues": self._bridge.queues(),
             "states": get_args(State),
@@ -243,9 +242,8 @@ class _Pages:
         except NoSuchRecord:
             raise _Gone(f"No message {asked} is recorded. Records are forgotten a while after their end.") from None
         entry = self._entry_of(status)
-        attempts = [(each, self._shown_error(status.task, asked, each.error)) for each in status.attempts]
         hides = self._bridge.dead.redacts  # what a task returned may be as secret as what it was given
-        return {"status": status, "entry": entry, "attempts": attempts, "hides_result": hides}
+        return {"status": self._bridge.dead.shown_status(status), "entry": entry, "hides_result": hides}
 
     def _entry_of(self, status: Status) -> DeadEntry | None:
         """Return what may be shown of a message's arguments and last error; None if its arguments are not kept."""
@@ -260,13 +258,6 @@ class _Pages:
             id=status.id, task=status.task, queue=status.queue, enqueued_at=status.enqueued_at.timestamp(), **texts
         )
         return self._bridge.dead.shown(DeadLetter(message=message, reason="", died_at=0.0, error=status.error))
-
-    def _shown_error(self, task: str, id: str, error: ErrorInfo | None) -> ErrorInfo | None:
-        """Return what may be shown of an error, whose text may hold arguments."""
-        if error is None or not self._bridge.dead.redacts:
-            return error
-        message = Message(id=id, task=task, queue="", args_json="[]", kwargs_json="{}", enqueued_at=0.0)
-        return self._bridge.dead.shown(DeadLetter(message=message, reason="", died_at=0.0, error=error)).error
 
     def dead(self, request: Request) -> Context:
         """Show dead letters by task, reason and queue."""
