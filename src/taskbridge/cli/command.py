@@ -120,6 +120,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """Return a port, for `type=`; 0 is any that is free."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"it must be a number from 0 to 65535, not {text!r}")
+    return int(text)
+
+
 def above_zero(text: str) -> float:
     """Return a number above 0, for `type=`."""
     try:
