@@ -51,7 +51,7 @@ def failures(bridge: Bridge, arguments: Namespace) -> Output:
     message was dead; the other messages were retried.
     Then: `taskbridge status ID` shows the last one with its attempts.
     """
-    found = _failures(bridge)
+    found = _failures(bridge, bridge.operations.failures())
     head = "last", "count", "dead", "task", "error", "last id"
     rows = [
         (local_time(each.last_at), str(each.count), str(each.is_dead_count), each.task, _error(error), each.last_id)
@@ -61,9 +61,8 @@ def failures(bridge: Bridge, arguments: Namespace) -> Output:
     return Output(text=table(head, rows) if rows else "no failures", data=data)
 
 
-def _failures(bridge: Bridge) -> list[tuple[Failures, ErrorInfo | None]]:
+def _failures(bridge: Bridge, found: Sequence[Failures]) -> list[tuple[Failures, ErrorInfo | None]]:
     """Return failures, each with what may be shown of its error."""
-    found = bridge.operations.failures()
     return [(each, bridge.dead.shown_error(each.task, each.last_id, each.error)) for each in found]
 
 
@@ -165,19 +164,21 @@ def _size() -> tuple[int, int]:
 
 def _screen(bridge: Bridge, width: int, height: int) -> list[str]:
     """Return the lines of the screen: all are escaped, and none is wider than it is."""
-    operations, title = bridge.operations, bridge.settings.url.safe_url
+    operations, title = bridge.operations.snapshot(), bridge.settings.url.safe_url
     queues, rates, workers = operations.queues(), operations.rates(), operations.workers()
     busy, slots = sum(each.busy for each in workers), sum(each.slots for each in workers)
     at_work = f"{many(len(workers), 'process', 'processes')}, {busy} of {many(slots, 'slot')} busy"
     alarms = [
         (colored(RED if each.level == "error" else YELLOW, "!"), escaped(each.text)[: width - 2])
-        for each in operations.alarms()[:4]
+        for each in operations.alarms(queues=queues, rates=rates)[:4]
     ]
     lines = [f"{title}  {at_work}", *_charts(rates, width), "", *_queues(queues, height // 4)]
     lines += ["", "running", *(f"  {_since(each.since)}  {each.task}  {each.id}" for each in operations.running())][
         : 2 + height // 4
     ]
-    failed = [f"  {each.count} x {each.task}  {_error(error)}" for each, error in _failures(bridge)]
+    failed = [
+        f"  {each.count} x {each.task}  {_error(error)}" for each, error in _failures(bridge, operations.failures())
+    ]
     lines += ["", "failed in the last 24 hours", *failed]
     shown = [escaped(line)[:width] for line in lines]
     return [*shown[:1], *(f"{mark} {text}" for mark, text in alarms), *shown[1:]][:height]
