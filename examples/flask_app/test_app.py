@@ -33,10 +33,15 @@ def test_an_order_is_carried_out_with_its_request_id(client: FlaskClient) -> Non
     assert tasks.receipts == [("r1", "book")]
 
 
-def test_the_page_shows_the_orders_that_wait(client: FlaskClient) -> None:
+def test_the_page_shows_the_orders_that_wait_to_those_who_know_the_password(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client.post("/orders", json={"article": "book", "quantity": 1})
+    assert client.get("/ops/tasks/", auth=("ann", "")).status_code == 401
+    monkeypatch.setenv("OPERATORS_PASSWORD", "s3cret")
+    assert client.get("/ops/tasks/").status_code == 401
 
-    text = client.get("/ops/tasks/").text
+    text = client.get("/ops/tasks/", auth=("ann", "s3cret")).text
 
     assert "<b>1</b> waiting" in text
     assert 'href="/ops/tasks/dead"' in text

@@ -12,13 +12,14 @@ import uuid
 from flask import Flask, Response, g, has_request_context, jsonify, request
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
+from examples.flask_app.operators import behind_a_password
 from examples.flask_app.tasks import bridge, place_order
 from taskbridge import BrokerUnavailable, Event
-from taskbridge.web import wsgi
+from taskbridge.web import everything, wsgi
 
 app = Flask(__name__)
-page = wsgi(bridge)  # what goes on in queues and workers; without `allow`, it is only to be read
-app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/ops/tasks": page})  # type: ignore[method-assign]
+page = wsgi(bridge, allow=everything)  # what goes on in queues and workers, and what can be done about it
+app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/ops/tasks": behind_a_password(page)})  # type: ignore[method-assign]
 
 
 @app.before_request

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import count, islice
-from math import inf
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskbridge import codec, failures
 from taskbridge.brokers.base import Decide, PagingBroker, Taken
-from taskbridge.durations import moment
+from taskbridge.durations import LONGEST_DELAY_S, moment
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NoSuchDeadLetter
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, Priority
@@ -21,6 +23,7 @@ from taskbridge.stores.entries import held
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
+    from taskbridge.stores.states import Status
 
 DEFAULT_LIMIT: Final = 100  # how many dead letters `DeadLetters.list` returns unless it is told otherwise
 _CLAIMED_TOGETHER: Final = 100  # how many unique messages are replayed at a time
@@ -205,8 +208,8 @@ class DeadLetters:
         Id, arguments, headers, queue, priority and the time of sending stay. An expiry that has passed no longer
         counts. Each letter moves in one step: whoever is killed meanwhile, it is dead or waits, never both and never
         neither. On RabbitMQ nobody else can read the dead letters meanwhile. With `per_second`, above 0, at most so
-        many start in a second; the others are delayed until then. `progress` is called again and again with how many
-        letters were looked at by now.
+        many start in a second; the others are delayed until then, for 8 years at most. `progress` is called again and
+        again with how many letters were looked at by now.
         """
         return self._replay(_filter(None, None, None), _ids(ids), per_second, progress)
 
@@ -264,7 +267,8 @@ class DeadLetters:
                 unreadable[letter.id] = None
                 return None
             message = letter.message.replayed(self._bridge.now())
-            delay_s = delays.setdefault(letter.id, 0.0 if per_second is None else len(delays) / per_second)
+            wanted_s = 0.0 if per_second is None else len(delays) / per_second
+            delay_s = delays.setdefault(letter.id, min(wanted_s, LONGEST_DELAY_S))
             if message.unique and self._bridge.store is not None:
                 unique[letter.id] = message
                 return None
@@ -335,6 +339,28 @@ class DeadLetters:
         except (Exception, SystemExit) as exc:  # else a worker that shows arguments would end, or bury the message
             _log.exception("the redact function failed for task %s id %s", entry.task, entry.id)
             return _hidden(entry, type(exc).__name__)
+
+    def shown_error(self, task: str, id: str, error: ErrorInfo | None) -> ErrorInfo | None:
+        """Return what may be shown of an error of a message that may not be dead: its text may hold arguments."""
+        return self._shown_failure(task, id, error)[0]
+
+    def shown_status(self, status: Status) -> Status:
+        """Return a status with the errors and the traceback that may be shown."""
+        if not self.redacts:
+            return status
+        shown = partial(self._shown_failure, status.task, status.id)
+        error, traceback = shown(status.error, status.traceback)
+        attempts = tuple(replace(each, error=shown(each.error)[0]) for each in status.attempts)
+        return replace(status, error=error, traceback=traceback, attempts=attempts)
+
+    def _shown_failure(
+        self, task: str, id: str, error: ErrorInfo | None, traceback: str = ""
+    ) -> tuple[ErrorInfo | None, str]:
+        if not self.redacts or (error is None and not traceback):
+            return error, traceback
+        message = Message(id=id, task=task, queue="", args_json="[]", kwargs_json="{}", enqueued_at=0.0)
+        entry = self.shown(DeadLetter(message=message, reason="", died_at=0.0, error=error, traceback=traceback))
+        return entry.error, entry.traceback
 
 
 def entry_of(letter: DeadLetter) -> DeadEntry:
@@ -407,7 +433,7 @@ def _place(letter: DeadLetter) -> tuple[float, str]:
 
 def _place_of(after: str) -> tuple[float, str]:
     died_at, _, letter_id = after.partition(":")
-    try:
-        return float(died_at), letter_id
-    except ValueError:
-        raise ValueError(f"after must be the next of a page, not {after!r}") from None
+    with suppress(ValueError):
+        if isfinite(place := float(died_at)):
+            return place, letter_id
+    raise ValueError(f"after must be the next of a page, not {after!r}")

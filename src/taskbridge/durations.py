@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 from math import isfinite
-from typing import overload
+from typing import Final, overload
 
 Duration = timedelta | int | float
 """A `timedelta`, or a number of seconds."""
 
 When = timedelta | int | float | datetime
 """How long from now, or an aware `datetime`."""
+
+LONGEST_DELAY_S: Final = 8 * 365.25 * 86400.0
+"""8 years (rule D5)."""
 
 
 def seconds(duration: Duration, *, name: str) -> float:

@@ -110,8 +110,10 @@ FORMATS: Final = tuple(_FORMATTERS)
 def _about(record: logging.LogRecord) -> Mapping[str, Any]:
     """Return of which message a record tells, as far as it is known: task, id, attempt and queue."""
     told: Any = getattr(record, "taskbridge", None)
-    if isinstance(told, dict):  # else the application has given it
-        return cast("dict[str, Any]", told)
+    if isinstance(told, dict):  # it may be the application's
+        given = cast("dict[str, Any]", told)
+        known = {name: value for name in ("task", "id", "attempt", "queue") if (value := given.get(name)) is not None}
+        return {name: value if type(value) is int else clipped(value) for name, value in known.items()}
     if (found := running.get()) is not None:
         return about(found[0])
     if isinstance(record.args, Mapping) and {"name", "id"} <= record.args.keys():  # as Celery says it

@@ -6,10 +6,11 @@ Each call takes a fixed number of commands, whatever is stored.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
-from math import inf
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from taskbridge.durations import moment, timestamp
@@ -367,7 +368,9 @@ class Operations:
 def _before(cursor: str) -> tuple[float, str]:
     """Return the time and the id that a cursor names."""
     at, _, message_id = cursor.partition(" ")
-    try:
-        return (float(at), message_id) if cursor else (inf, "")
-    except ValueError:
-        raise ValueError(f"there is no page with the cursor {cursor!r}") from None
+    if not cursor:
+        return inf, ""
+    with suppress(ValueError):
+        if isfinite(place := float(at)):
+            return place, message_id
+    raise ValueError(f"there is no page with the cursor {cursor!r}")

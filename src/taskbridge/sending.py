@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from taskbridge.background import in_thread
-from taskbridge.durations import Duration, When, delay_s, seconds, timestamp
+from taskbridge.durations import LONGEST_DELAY_S, Duration, When, delay_s, seconds, timestamp
 from taskbridge.exceptions import (
     BrokerUnavailable,
     IdempotencyConflict,
@@ -48,9 +48,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-LONGEST_DELAY_S: Final = 8 * 365.25 * 86400.0
-"""8 years (rule D5)."""
 
 _log = logger("taskbridge.send")
 

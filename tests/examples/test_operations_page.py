@@ -101,6 +101,11 @@ def test_the_scaled_object_scales_the_deployment() -> None:
         next(each for each in manifests() if each["kind"] == kind) for kind in ("Deployment", "ScaledObject")
     )
     assert scaled["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    words = container["command"]
+    given = {name: words[words.index(name) + 1] for name in ("--metrics-port", "--metrics-host")}
+    assert given == {"--metrics-port": str(container["ports"][0]["containerPort"]), "--metrics-host": "0.0.0.0"}
+    assert scaled["spec"]["triggers"][0]["metadata"]["query"].startswith("max(")
     (rabbitmq,) = yaml.safe_load(next(text for text in texts("yaml") if "queueName" in text))
     for trigger in (*scaled["spec"]["triggers"], rabbitmq):
         assert set(trigger) == {"type", "metadata"}

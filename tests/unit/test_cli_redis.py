@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -19,8 +20,9 @@ import pytest
 from taskbridge import Bridge, DeadLetter
 from taskbridge.engines.settle import letter_of
 from taskbridge.message import Message, new_id
-from taskbridge.retry import ErrorInfo
+from taskbridge.retry import Dead, ErrorInfo
 from taskbridge.stores.records import Ending
+from taskbridge.vitals import Vitals
 from tests.servers import PrivateRedis
 from tests.unit.command_line import Run, runner
 from tests.unit.dead_letter_tests import bury
@@ -386,6 +388,39 @@ class TestStatusAndCancel:
             assert re.fullmatch(r"too late: it is dead since 20.*\n", late.stdout), late.stdout
             assert late.returncode == 1
 
+    def test_errors_are_shown_as_the_redact_function_leaves_them(
+        self, tmp_path: Path, redis_server: PrivateRedis
+    ) -> None:
+        (tmp_path / "safe.py").write_text(
+            "from dataclasses import replace\nfrom taskbridge import ErrorInfo, default_bridge, task\n"
+            "@task\ndef mail(): ...\n"
+            "@default_bridge().dead.redact\n"
+            "def hide(entry): return replace(entry, error=ErrorInfo(type='E', message='hidden'), traceback='')\n"
+        )
+        url, error = f"celery+{redis_server.url}", ErrorInfo(type="ValueError", message="s3cret")
+        settings = {"TASKBRIDGE_URL": url, "TASKBRIDGE_NAMESPACE": tmp_path.name, "TASKBRIDGE_LISTING": "on"}
+        with closing(Bridge(url, namespace=tmp_path.name, listing=True)) as bridge:
+            vitals = Vitals(bridge, name=lambda: "host:1", queues=lambda: ["default"], slots=lambda: 1)
+            vitals.attach()
+            message = self.sent(bridge, "safe.mail")
+            ending = Ending(state="dead", at=time.time(), reason="exhausted", error=error, traceback="s3cret")
+            self.record(bridge, message, ending)
+            bridge.ended[0].append(("safe.mail", message.id, Dead, error))
+            vitals.tell(at_once=True)
+        run = runner(tmp_path, TZ="UTC", **settings)
+        for command in (
+            ("failures", "safe"),
+            ("failures", "safe", "--json"),
+            ("messages", "ls", "safe", "--json"),
+            ("status", message.id, "--app", "safe"),
+            ("status", message.id, "--app", "safe", "--json"),
+            ("cancel", message.id, "--app", "safe", "--json"),
+            ("top", "safe", "--once"),
+        ):
+            shown = run(*command).stdout
+            assert "hidden" in shown, command
+            assert "s3cret" not in shown, command
+
     def test_what_waits_is_cancelled_and_what_runs_is_told(self, calls: tuple[Run, Bridge]) -> None:
         run, bridge = calls
         with closing(bridge):
@@ -538,11 +573,12 @@ from taskbridge import on
 
 @on("operated")
 def tell(event):
-    print("told", event.action, event.target, bool(event.operator))
+    print("told", event.action, event.target, event.operator)
 """
     (tmp_path / "shop.py").write_text(SHOP.replace("queue", "every=3600, queue").replace("user: int", "") + told)
     settings = {"TASKBRIDGE_URL": f"celery+{redis_server.url}", "TASKBRIDGE_NAMESPACE": f"told-{time.time_ns()}"}
-    call = runner(tmp_path, **settings)
+    user = pwd.getpwuid(os.getuid()).pw_name
+    call = runner(tmp_path, LOGNAME="mallory", USER="mallory", **settings)
     sent = Bridge(settings["TASKBRIDGE_URL"], namespace=settings["TASKBRIDGE_NAMESPACE"], queues=["email"])
     with closing(sent):
         waiting, late = sent.send("shop.mail").id, sent.send("shop.mail").id
@@ -551,19 +587,28 @@ def tell(event):
             output = call(*arguments, "--app", "shop").stdout
             return [line for line in output.splitlines() if line.startswith("told")]
 
-        assert tells("cancel", waiting) == [f"told cancel {waiting} True"]
+        assert tells("cancel", waiting) == [f"told cancel {waiting} {user}"]
         assert tells("dead", "replay", "--all") == []  # there is none
         message = Message(id="m1", task="shop.mail", queue="email", args_json="[]", kwargs_json="{}", enqueued_at=1.0)
         for action in ("replay", "purge"):
             letter = DeadLetter(message=message, reason="exhausted", died_at=time.time())
             sent.broker.bury(letter, timeout_s=5)
             more = ("--yes",) if action == "purge" else ("--per-second", "2")
-            assert tells("dead", action, "m1", *more) == [f"told {action} m1 True"]
+            assert tells("dead", action, "m1", *more) == [f"told {action} m1 {user}"]
             sent.broker.bury(letter, timeout_s=5)
-            assert tells("dead", action, "--all", "--task", "shop.*", *more) == [f"told {action}_all task=shop.* True"]
+            assert tells("dead", action, "--all", "--task", "shop.*", *more) == [
+                f"told {action}_all task=shop.* {user}"
+            ]
         for verb in ("pause", "resume"):
-            assert tells(verb, "email") == [f"told {verb} email True"]
-            assert tells(verb, "--task", "shop.*") == [f"told {verb}_task shop.* True"]
+            assert tells(verb, "email") == [f"told {verb} email {user}"]
+            assert tells(verb, "--task", "shop.*") == [f"told {verb}_task shop.* {user}"]
         for verb in ("pause", "resume", "run"):
-            assert tells("schedules", verb, "shop.mail") == [f"told {verb}_schedule shop.mail True"]
+            assert tells("schedules", verb, "shop.mail") == [f"told {verb}_schedule shop.mail {user}"]
         assert tells("status", late) == []
+
+
+def test_what_a_command_may_have_done_in_part_is_logged(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(f"import logging\nlogging.basicConfig(level='INFO')\n{SHOP}")
+    done = runner(tmp_path, TASKBRIDGE_URL=AWAY)("dead", "replay", "--all", "--app", "shop")
+    assert f"INFO:taskbridge.cli:{pwd.getpwuid(os.getuid()).pw_name} tried replay: " in done.stderr
+    assert done.returncode == 2

@@ -11,6 +11,7 @@ import pytest
 
 from taskbridge import Bridge, DeadEntry, DeadLetter, ErrorInfo, Message, NoSuchDeadLetter, RetryPolicy
 from taskbridge.contract.odd_errors import TextRaises
+from taskbridge.durations import LONGEST_DELAY_S
 from taskbridge.message import loads
 from taskbridge.stores.base import Claim
 
@@ -109,6 +110,23 @@ def test_what_makes_no_sense_is_refused(bridge: Bridge) -> None:
         bridge.dead.list(after="m1")
     with pytest.raises(NoSuchDeadLetter, match="there is no dead letter 'm1'"):
         bridge.dead.get("m1")
+
+
+@pytest.mark.parametrize("after", ["1e999:m1", "-inf:m1", "nan:m1"])
+def test_a_place_that_is_no_time_is_refused(bridge: Bridge, after: str) -> None:
+    with pytest.raises(ValueError, match="after must be the next of a page"):
+        bridge.dead.list(after=after)
+
+
+@pytest.mark.parametrize("per_second", [1e-12, 1e-320])
+def test_a_slow_replay_delays_no_message_for_more_than_8_years(bridge: Bridge, per_second: float) -> None:
+    bridge.task(name="shop.mail")(print)
+    bury(bridge, message("m1"), message("m2"))
+    assert bridge.dead.replay_all(per_second=per_second).ids == ("m1", "m2")
+    assert (bridge.counts().delayed, bridge.counts().dead) == (1, 0)
+    status = bridge.handle("m2").status()
+    assert status.due_at is not None
+    assert status.due_at.timestamp() <= bridge.now() + LONGEST_DELAY_S
 
 
 def test_arguments_are_shown_as_in_a_call(bridge: Bridge) -> None:

@@ -168,10 +168,13 @@ def test_a_message_that_does_not_fit_its_arguments_makes_a_line_too() -> None:
     assert json.loads(JsonFormatter().format(record))["message"].startswith("%d of %d (its arguments don't fit: ")
 
 
-@pytest.mark.parametrize("given", ["x", {"task": object()}])
+@pytest.mark.parametrize(
+    "given", ["x", {"task": object()}, {"message": "forged", "time": 1}, {(1, 2): 3, "id": {(1,): 2}}]
+)
 def test_what_an_application_gives_by_our_name_makes_a_line_too(as_json: Lines, as_text: Lines, given: object) -> None:
     logging.getLogger("own").error("hello", extra={"taskbridge": given})
     assert as_json.last()["message"] == "hello"
+    assert isinstance(as_json.last()["time"], str)
     assert as_text.lines[-1].endswith(" own: hello")
 
 

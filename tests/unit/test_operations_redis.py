@@ -78,8 +78,8 @@ def test_a_screen_of_top_reads_what_workers_do_once(bridge: Bridge, redis_server
         operations.queues()
         bridge.schedules.list()
 
-    _screen(operations, "shop", 80, 24)
-    assert calls(redis_server, lambda: _screen(operations, "shop", 80, 24)) == calls(redis_server, look)
+    _screen(bridge, 80, 24)
+    assert calls(redis_server, lambda: _screen(bridge, 80, 24)) == calls(redis_server, look)
 
 
 def test_a_queue_knows_its_oldest_message_behind_a_longer_one(redis_server: PrivateRedis) -> None:
@@ -155,5 +155,8 @@ def test_pages_follow_one_another_through_filters(bridge: Bridge) -> None:
         cursor, pages = page.cursor, pages + 1
     assert found == ["shop.rare"] * 2
     assert 1 < pages < 10
-    with pytest.raises(ValueError, match="cursor"):
-        bridge.operations.messages(cursor="x y")
+    for odd in ("x y", "nan x", "-inf x", "1e999 x"):
+        with pytest.raises(ValueError, match="cursor"):
+            bridge.operations.messages(cursor=odd)
+    with pytest.raises(ValueError, match="after must be"):
+        bridge.dead.list(after="1e999:x")

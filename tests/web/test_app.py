@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from html.parser import HTMLParser
 from types import SimpleNamespace
 from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from starlette.applications import Starlette
@@ -52,11 +57,13 @@ class Seen(HTMLParser):
         self.tags: list[str] = []
         self.attributes: set[str] = set()
         self.urls: list[str] = []
+        self.values: list[str | None] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes.update(name for name, _ in attrs)
+        self.values += [value for name, value in attrs if name == "value"]
         self.urls += [value or "" for name, value in attrs if name in ("href", "src", "action", "formaction")]
 
 
@@ -202,10 +209,26 @@ def test_control_characters_and_long_texts_are_bounded(
 
     text = request.getfixturevalue("hostile").get("/running").text
 
-    assert "\x1b" not in text
-    assert "\u202e" not in text
+    shown = re.sub(r' value="[^"]*"', "", text)
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
     assert r"\x1b[2J\u202eevil" in text
     assert len(text) < 20_000
+
+
+def test_links_and_forms_bring_back_what_they_are_about(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    odd = "\x1b\u202e<\"'&+ " + "\N{SNOWMAN}" * 200
+    monkeypatch.setattr(shop, "HOSTILE", odd)
+    client: TestClient = request.getfixturevalue("hostile")
+
+    for path in ("", "failures", "messages", "dead"):
+        seen = Seen(client.get(f"/{path}", params={"task": odd}).text)
+        assert odd in seen.values, path
+        assert any(odd in parse_qs(urlsplit(url).query).get("task", ()) for url in seen.urls), path
+    for path in ("messages", "dead"):
+        assert client.get(f"/{path}", params={"task": "x" * 256}).status_code == 404
 
 
 def test_what_is_said_after_an_act_is_signed(client: TestClient) -> None:
@@ -261,6 +284,35 @@ def test_a_form_needs_the_token_of_its_own_browser(bridge: Bridge) -> None:
     assert client.get("/act/purge").status_code in (404, 405)
 
 
+def test_what_is_said_replaces_what_was_said_before(client: TestClient) -> None:
+    form = {"token": token_of(client), "target": "email"}
+    for _ in range(2):
+        answer = client.post("/act/pause", data=form, follow_redirects=False)
+        cookies = answer.headers.get_list("set-cookie")
+        assert [each.partition("%")[0] for each in cookies] == ["taskbridge_said=Queue"]
+
+
+def test_no_token_tells_the_password_of_the_broker_quickly(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    stretched: list[bytes] = []
+    stretch = hashlib.scrypt
+
+    def counted(password: bytes, **how: Any) -> bytes:
+        stretched.append(password)
+        return stretch(password, **how)
+
+    monkeypatch.setattr(hashlib, "scrypt", counted)
+    client, other = TestClient(app(bridge, allow=everything)), TestClient(app(bridge, allow=everything))
+    token = token_of(client)
+    other.cookies.set("taskbridge_forms", token)
+
+    assert token_of(other) == token  # any process that serves the page takes it
+    assert len(stretched) == 2  # once in each app
+    key, text = stretched[0], token.rpartition(".")[0]
+    for signed in (text, f"taskbridge_forms={text}"):
+        quick = base64.urlsafe_b64encode(hmac.digest(key, signed.encode(), "sha256")).decode().rstrip("=")
+        assert token != f"{text}.{quick}"
+
+
 def test_the_cookie_is_kept_from_scripts_and_other_sites(bridge: Bridge) -> None:
     cookie = TestClient(app(bridge), base_url="https://shop.example").get("/").headers["set-cookie"]
 
@@ -291,7 +343,9 @@ def test_each_act_is_done_told_and_logged_with_who(bridge: Bridge, caplog: pytes
         bridge.run_until_idle()
         assert "1 replayed" in act("replay_all", task="shop.mail.*", per_second="0.001")
         bridge.run_until_idle()
-        assert "0 purged" in act("purge", target="gone")
+        assert "1 purged" in act("purge", target=dead)
+        shop.receipt.send("bob@example.org")
+        bridge.run_until_idle()
         assert "1 purged" in act("purge_all", reason="exhausted")
         waiting = shop.order.send(2)
         assert "is cancelled" in act("cancel", target=waiting.id)
@@ -318,18 +372,33 @@ def test_each_act_is_done_told_and_logged_with_who(bridge: Bridge, caplog: pytes
         ("replay_all", {"per_second": "fast"}, "must be a number above 0"),
         ("replay_all", {"per_second": "-1"}, "must be above 0"),
         ("run_schedule", {"target": "never"}, "there is no schedule"),
-        ("cancel", {"target": "unknown"}, "Not done"),
+        ("cancel", {"target": "unknown"}, "nothing is known"),
+        ("cancel", {"target": "DEAD"}, "too late"),
+        ("replay", {"target": "unknown"}, "1 not there any more"),
+        ("replay_all", {"task": "none"}, "nothing to replay"),
+        ("purge", {"target": "unknown"}, "nothing to purge"),
+        ("purge_all", {"task": "none"}, "nothing to purge"),
+        ("resume", {"target": "email"}, "was not paused"),
+        ("resume_task", {"target": "shop.*"}, "were not paused"),
     ],
 )
-def test_what_cannot_be_done_is_said_and_told_to_nobody(
-    client: TestClient, bridge: Bridge, action: str, form: dict[str, str], said: str
+def test_what_cannot_be_done_is_said_logged_and_told_to_nobody(
+    client: TestClient,
+    bridge: Bridge,
+    caplog: pytest.LogCaptureFixture,
+    action: str,
+    form: dict[str, str],
+    said: str,
 ) -> None:
     told: list[Event] = []
+    if form.get("target") == "DEAD":
+        form = {"target": dead_id(bridge)}
     with bridge.hooks.added("operated", told.append):
         text = client.post(f"/act/{action}", data={"token": token_of(client), **form}).text
 
-    assert said in text
+    assert re.search(f"Not done: .*{said}", text)
     assert told == []
+    assert f"- tried {action}: " in caplog.text
 
 
 def test_a_long_form_and_an_odd_one_are_refused(client: TestClient) -> None:
@@ -345,8 +414,9 @@ def test_an_odd_id_is_not_found(client: TestClient, id: str) -> None:
 
 
 def test_an_odd_place_in_a_list_is_not_found(client: TestClient) -> None:
-    assert client.get("/dead", params={"after": "x"}).status_code == 404
-    assert client.get("/messages", params={"cursor": "x"}).status_code == 404
+    for odd in ("x", "nan", "-inf", "1e999"):
+        assert client.get("/dead", params={"after": f"{odd}:m1"}).status_code == 404
+        assert client.get("/messages", params={"cursor": f"{odd} m1"}).status_code == 404
     assert client.get("/nothing").status_code == 404
 
 
@@ -386,6 +456,25 @@ def test_many_viewers_cost_as_little_as_one(bridge: Bridge, monkeypatch: pytest.
 
     assert first == 1
     assert client.get("/").text.count('class="state paused"') == 1  # an act is seen at once
+
+
+def test_an_answer_that_was_asked_for_before_an_act_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_RECENT_S", 3600.0)
+    recent, asked, goes_on = pages._Recent(), threading.Event(), threading.Event()
+
+    def slow() -> str:
+        asked.set()
+        goes_on.wait(60)
+        return "old"
+
+    viewer = threading.Thread(target=recent.get, args=("queues", slow))
+    viewer.start()
+    assert asked.wait(60)
+    recent.forget()
+    goes_on.set()
+    viewer.join(60)
+
+    assert recent.get("queues", lambda: "new") == "new"
 
 
 # Where it stands

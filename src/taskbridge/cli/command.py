@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import math
 import os
+import pwd
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -17,16 +17,18 @@ from typing import Any, NoReturn, TypeAlias
 from taskbridge import Bridge, default_bridge, log_output
 from taskbridge.cli.output import LAYOUT, print_json, said_by
 from taskbridge.engines.base import APP_VARIABLE
-from taskbridge.exceptions import TaskBridgeError
+from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
 from taskbridge.loading import app_of_environment, load_bridge
 from taskbridge.log_output import CONFIG_VARIABLE, FORMAT_VARIABLE, FORMATS
-from taskbridge.logs import escaped
+from taskbridge.logs import escaped, logger
 from taskbridge.remedies import COMMANDS, instead
 
 Subcommands: TypeAlias = "argparse._SubParsersAction[Parser]"  # pyright: ignore[reportPrivateUsage]
 """What `add_subparsers` returns; argparse has no public name for it."""
 
 Argument: TypeAlias = tuple[tuple[str, ...], dict[str, Any]]  # what `ArgumentParser.add_argument` is called with
+
+_log = logger("taskbridge.cli")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +72,11 @@ class Command:
     def _do(self, arguments: Namespace) -> int:
         assert self.run is not None
         with closing(self.opens(arguments)) as bridge:
-            output = self.run(bridge, arguments)
+            try:
+                output = self.run(bridge, arguments)
+            except BrokerUnavailable as exc:  # a part may be done
+                _log.info("%s tried %s: %s", _operator(), self.name, exc)
+                raise
             for action, target in output.acts:
                 bridge.hooks.operated(_operator(), action, target)
         if getattr(arguments, "json", False):
@@ -82,9 +88,9 @@ class Command:
 
 def _operator() -> str:
     try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a container's user may have no name
-        return "-"
+        return pwd.getpwuid(os.getuid()).pw_name  # what the environment says, anybody can set
+    except KeyError:  # a container's user may have no name
+        return str(os.getuid())
 
 
 def command(
@@ -111,6 +117,13 @@ def count(text: str) -> int:
     """Return a whole number of at least 1, for `type=`."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"it must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """Return a port, for `type=`; 0 is any that is free."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"it must be a number from 0 to 65535, not {text!r}")
     return int(text)
 
 

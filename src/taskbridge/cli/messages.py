@@ -39,7 +39,7 @@ def status(bridge: Bridge, arguments: Namespace) -> Output:
     and not for tasks declared with results=False.
     """
     handle = bridge.handle(arguments.id)
-    found = _watched(handle) if arguments.watch else handle.status()
+    found = bridge.dead.shown_status(_watched(handle) if arguments.watch else handle.status())
     is_known = found.state == "done" and not found.reason  # which says why a result could not be recorded
     result = repr(handle.result(0)) if is_known else None
     return Output(text=_described(found, result), data=_data(found, result))
@@ -93,7 +93,7 @@ def cancel(bridge: Bridge, arguments: Namespace) -> Output:
     Exit code 1: it was too late, for the message had ended already.
     """
     handle: Handle[Any] = bridge.handle(arguments.id)
-    found = handle.cancel(interrupt=arguments.interrupt)
+    found = bridge.dead.shown_status(handle.cancel(interrupt=arguments.interrupt))
     is_too_late = found.is_final and found.state != "cancelled"
     acts = [] if is_too_late else [("cancel", found.id)]
     if found.state == "cancelled":

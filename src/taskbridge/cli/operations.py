@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from time import sleep
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from taskbridge import Bridge, BrokerUnavailable, Status
+from taskbridge import Bridge, BrokerUnavailable, ErrorInfo, Status
 from taskbridge.cli.command import JSON, MODULE_OR_NONE, URL, Command, Output, argument, command, count, stored_bridge
 from taskbridge.cli.output import RED, YELLOW, colored, duration, error_text, local_time, many, table
 from taskbridge.durations import moment
@@ -20,7 +20,7 @@ from taskbridge.logs import escaped
 from taskbridge.stores.states import State
 
 if TYPE_CHECKING:
-    from taskbridge.operations import Failures, Operations, QueueNow, Rates
+    from taskbridge.operations import Failures, QueueNow, Rates
 
 _REDRAWN_S: Final = 2.0
 _MOST_ERROR: Final = 100  # characters of an error in a table
@@ -51,17 +51,23 @@ def failures(bridge: Bridge, arguments: Namespace) -> Output:
     message was dead; the other messages were retried.
     Then: `taskbridge status ID` shows the last one with its attempts.
     """
-    found = bridge.operations.failures()
+    found = _failures(bridge, bridge.operations.failures())
     head = "last", "count", "dead", "task", "error", "last id"
     rows = [
-        (local_time(each.last_at), str(each.count), str(each.is_dead_count), each.task, _error(each), each.last_id)
-        for each in found
+        (local_time(each.last_at), str(each.count), str(each.is_dead_count), each.task, _error(error), each.last_id)
+        for each, error in found
     ]
-    return Output(text=table(head, rows) if rows else "no failures", data=[asdict(each) for each in found])
+    data = [asdict(each) | {"error": error and asdict(error)} for each, error in found]
+    return Output(text=table(head, rows) if rows else "no failures", data=data)
 
 
-def _error(found: Failures) -> str:
-    return (error_text(found.error) or "")[:_MOST_ERROR]
+def _failures(bridge: Bridge, found: Sequence[Failures]) -> list[tuple[Failures, ErrorInfo | None]]:
+    """Return failures, each with what may be shown of its error."""
+    return [(each, bridge.dead.shown_error(each.task, each.last_id, each.error)) for each in found]
+
+
+def _error(error: ErrorInfo | None) -> str:
+    return (error_text(error) or "")[:_MOST_ERROR]
 
 
 @command(
@@ -93,7 +99,7 @@ def _ls(bridge: Bridge, arguments: Namespace) -> Output:
     while has_more and len(found) < arguments.most:
         left = arguments.most - len(found)
         page = bridge.operations.messages(**filters, since=since, cursor=cursor, most=left)
-        found += page.items
+        found += map(bridge.dead.shown_status, page.items)
         cursor, has_more = page.cursor, bool(page.cursor)
     rows = [(each.id, each.task, each.queue, each.state, local_time(_at(each))) for each in found]
     text = table(("id", "task", "queue", "state", "since, or due"), rows) if rows else "no such messages"
@@ -134,13 +140,13 @@ def top(bridge: Bridge, arguments: Namespace) -> Output:
     The charts have a character for each of the last 60 minutes.
     """
     if arguments.once or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-        return Output(text="\n".join(_screen(bridge.operations, bridge.settings.url.safe_url, *_size())))
+        return Output(text="\n".join(_screen(bridge, *_size())))
     print("\x1b[?1049h\x1b[?25l", end="")  # a screen of its own, without a cursor
     try:
         while True:
             width, height = _size()
             try:
-                lines = _screen(bridge.operations, bridge.settings.url.safe_url, width, height - 1)
+                lines = _screen(bridge, width, height - 1)
             except BrokerUnavailable as exc:
                 lines = [escaped(exc.problem)[:width]]
             print("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J", end="", flush=True)
@@ -156,9 +162,9 @@ def _size() -> tuple[int, int]:
     return max(40, width), max(20, height)
 
 
-def _screen(operations: Operations, title: str, width: int, height: int) -> list[str]:
+def _screen(bridge: Bridge, width: int, height: int) -> list[str]:
     """Return the lines of the screen: all are escaped, and none is wider than it is."""
-    operations = operations.snapshot()
+    operations, title = bridge.operations.snapshot(), bridge.settings.url.safe_url
     queues, rates, workers = operations.queues(), operations.rates(), operations.workers()
     busy, slots = sum(each.busy for each in workers), sum(each.slots for each in workers)
     at_work = f"{many(len(workers), 'process', 'processes')}, {busy} of {many(slots, 'slot')} busy"
@@ -170,7 +176,9 @@ def _screen(operations: Operations, title: str, width: int, height: int) -> list
     lines += ["", "running", *(f"  {_since(each.since)}  {each.task}  {each.id}" for each in operations.running())][
         : 2 + height // 4
     ]
-    failed = [f"  {each.count} x {each.task}  {_error(each)}" for each in operations.failures()]
+    failed = [
+        f"  {each.count} x {each.task}  {_error(error)}" for each, error in _failures(bridge, operations.failures())
+    ]
     lines += ["", "failed in the last 24 hours", *failed]
     shown = [escaped(line)[:width] for line in lines]
     return [*shown[:1], *(f"{mark} {text}" for mark, text in alarms), *shown[1:]][:height]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+import socket
 from argparse import Namespace
 from ipaddress import ip_address
+from socket import AF_INET, AF_INET6
 from types import FrameType
 
 from taskbridge import Bridge
@@ -19,7 +22,7 @@ from taskbridge.exceptions import NotInstalledError
     cli.MODULE_OR_NONE,
     cli.URL,
     cli.argument("--host", metavar="HOST", default="127.0.0.1", help="default: 127.0.0.1, for this machine alone"),
-    cli.argument("--port", type=cli.count, metavar="PORT", default=8765, help="default: 8765"),
+    cli.argument("--port", type=cli.port, metavar="PORT", default=8765, help="0: any that is free; default: 8765"),
     cli.argument("--allow-acts", action="store_true", help="let everybody who reaches the page change things"),
     opens=cli.server_bridge,
 )
@@ -41,28 +44,28 @@ def web(bridge: Bridge, arguments: Namespace) -> cli.Output:
         from starlette.middleware.trustedhost import TrustedHostMiddleware
     except ModuleNotFoundError as exc:
         raise NotInstalledError("uvicorn, which serves the page,", "web") from exc
-    host = arguments.host
+    host: str = arguments.host
+    shown = f"[{host}]" if ":" in host else host
     served = app(bridge, allow=everything if arguments.allow_acts else reading_only)
     if _is_loopback(host):  # else a name of a foreign site, pointed to this machine, would open the page to that site
-        served.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
-    elif arguments.allow_acts:
-        say(f"everybody who reaches {host} can replay, purge, cancel and pause: put a login before it")
-    server = uvicorn.Server(
-        uvicorn.Config(served, host=host, port=arguments.port, log_level="warning", timeout_keep_alive=30)
-    )
+        served.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", shown])
+    else:
+        acts = ", and can replay, purge, cancel and pause" if arguments.allow_acts else ""
+        say(f"everybody who reaches {host} reads all arguments{acts}: put a login before it", logging.WARNING)
+    server = uvicorn.Server(uvicorn.Config(served, log_level="warning", timeout_keep_alive=30))
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        server.should_exit = True
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _do_nothing)  # uvicorn ends by its own handlers, and raises the signal again then
-    shown = f"[{host}]" if ":" in host else host
-    say(f"serving {bridge.settings.url.safe_url} on http://{shown}:{arguments.port}/")
+        signal.signal(number, stop)  # until uvicorn has its own handlers; it raises the signal again in the end
     try:
-        server.run()
-    except SystemExit:  # the port is taken, which uvicorn has said
-        return cli.Output(code=2)
+        listening = socket.create_server((host, arguments.port), family=AF_INET6 if ":" in host else AF_INET)
+    except OSError as exc:
+        raise cli.UsageError(f"web: can't listen on {host}, port {arguments.port}: {exc.strerror or exc}") from exc
+    say(f"serving {bridge.settings.url.safe_url} on http://{shown}:{listening.getsockname()[1]}/")
+    server.run(sockets=[listening])
     return cli.Output()
-
-
-def _do_nothing(number: int, frame: FrameType | None) -> None:
-    """Be a handler."""
 
 
 def _is_loopback(host: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import signal
@@ -30,12 +29,6 @@ def _processors() -> int:
     if hasattr(os, "sched_getaffinity"):  # what this process may use, where the system says so
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"it must be a number from 0 to 65535, not {text!r}")
-    return int(text)
 
 
 def _opened(arguments: Namespace) -> Bridge:
@@ -78,7 +71,7 @@ def _opened(arguments: Namespace) -> Bridge:
     ),
     cli.argument(
         "--metrics-port",
-        type=_port,
+        type=cli.port,
         metavar="PORT",
         default=os.environ.get("TASKBRIDGE_METRICS_PORT") or None,
         help="serve metrics for Prometheus there; 0: any that is free; default: TASKBRIDGE_METRICS_PORT, else none",

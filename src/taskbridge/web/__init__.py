@@ -5,6 +5,7 @@ It reads from the broker and the store alone, so it may run anywhere, in any num
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeAlias
@@ -37,15 +38,18 @@ def app(bridge: Bridge, *, allow: Allow = reading_only, secret: str | None = Non
             The action `read` has a page as its target, such as `dead`; the others are `cancel`, `replay`, `purge` (a
             message's id), `replay_all`, `purge_all` (filters of dead letters), `pause`, `resume` (a queue),
             `pause_task`, `resume_task` (a glob), `pause_schedule`, `resume_schedule` and `run_schedule` (its name).
-        secret: Signs the tokens of forms; all processes that serve the page need the same. None makes it of the URLs
-            of broker and store.
+        secret: Signs the tokens of forms; all processes that serve the page need the same. None derives it from the
+            URLs of broker and store: give one where strangers reach the page, for from a token they could guess a weak
+            password in these URLs.
     """
 
-    def own() -> str:  # when it is needed, for an app may be made before its bridge has settings
+    def derive() -> str:
         settings = bridge.settings
-        return secret or f"{settings.url.broker_url}\0{settings.store}\0{settings.namespace}"
+        known = f"{settings.url.broker_url}\0{settings.store}\0{settings.namespace}"
+        return hashlib.scrypt(known.encode(), salt=b"taskbridge forms", n=2**14, r=8, p=1).hex()  # slow to guess
 
-    return Starlette(routes=routes(bridge, Guard(allow, own)))
+    own = PerProcess(derive)  # when it is needed, for an app may be made before its bridge has settings
+    return Starlette(routes=routes(bridge, Guard(allow, lambda: secret or own.get())))
 
 
 def wsgi(bridge: Bridge, *, allow: Allow = reading_only, secret: str | None = None) -> WSGIApp:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +20,7 @@ class Act:
     """Something that can be done.
 
     Attributes:
-        do: Does it, and returns what is said of it; `TaskBridgeError` or `ValueError` say why it can't be done.
+        do: Does it, and returns what is said of it; `TaskBridgeError` or `ValueError` say why it isn't done.
         page: Where to go then, if the form came from no page.
         target: What it is done to.
     """
@@ -63,15 +63,26 @@ def _told(replayed: Replayed) -> str:
         (replayed.unreadable, "can't be read, and stay"),
         (replayed.held, "stay, for other messages hold their unique keys"),
     ]
-    return "; ".join(f"{len(ids)} {what}" for ids, what in parts if ids) or "Nothing to replay"
+    text = "; ".join(f"{len(ids)} {what}" for ids, what in parts if ids)
+    return _if_done(replayed.ids, text, text or "there is nothing to replay")
+
+
+def _if_done(is_done: object, text: str, why_not: str) -> str:
+    if not is_done:
+        raise ValueError(why_not)
+    return text
 
 
 def _purge(bridge: Bridge, form: Form) -> str:
-    return f"{len(bridge.dead.purge(_id(form)))} purged"
+    return _purged(bridge.dead.purge(_id(form)))
 
 
 def _purge_all(bridge: Bridge, form: Form) -> str:
-    return f"{len(bridge.dead.purge_all(**_filters(form)))} purged"
+    return _purged(bridge.dead.purge_all(**_filters(form)))
+
+
+def _purged(ids: Sequence[str]) -> str:
+    return _if_done(ids, f"{len(ids)} purged", "there is nothing to purge any more")
 
 
 def _cancel(bridge: Bridge, form: Form) -> str:
@@ -79,7 +90,7 @@ def _cancel(bridge: Bridge, form: Form) -> str:
     if status.state == "cancelled":
         return f"Message {status.id} is cancelled: it starts no more"
     if status.is_final:
-        return f"Too late: message {status.id} is {status.state}"
+        raise ValueError(f"too late, message {status.id} is {status.state}")
     return f"Message {status.id} runs, and was told to stop; there is no further attempt"
 
 
@@ -92,7 +103,7 @@ def _pause(bridge: Bridge, form: Form) -> str:
 
 def _resume(bridge: Bridge, form: Form) -> str:
     queue = form.get("target", "")
-    return f"Queue {queue} goes on" if bridge.resume(queue) else f"Queue {queue} was not paused"
+    return _if_done(bridge.resume(queue), f"Queue {queue} goes on", f"queue {queue} was not paused")
 
 
 def _pause_task(bridge: Bridge, form: Form) -> str:
@@ -103,7 +114,7 @@ def _pause_task(bridge: Bridge, form: Form) -> str:
 
 def _resume_task(bridge: Bridge, form: Form) -> str:
     task = form.get("target", "")
-    return f"Tasks {task} go on" if bridge.resume(task=task) else f"Tasks {task} were not paused"
+    return _if_done(bridge.resume(task=task), f"Tasks {task} go on", f"tasks {task} were not paused")
 
 
 def _pause_schedule(bridge: Bridge, form: Form) -> str:

@@ -89,19 +89,17 @@ class Guard:
         return True
 
     def said(self, request: Request) -> str:
-        """Return what was said to a browser by `say`; empty if it was nothing."""
+        """Return what the page before had said by `finished`; empty if it was nothing."""
         return unquote(self._read(request.cookies.get(_SAID, "")))
 
-    def say(self, request: Request, response: Response, text: str) -> None:
-        """Have the next page say something."""
-        self._keep(request, response, _SAID, self._signed(quote(text[:500])))
-
-    def finished(self, request: Request, response: Response, token: str) -> Response:
-        """Return a page with what has to be with it."""
+    def finished(self, request: Request, response: Response, token: str, text: str = "") -> Response:
+        """Return a page with what has to be with it; the next page says the text."""
         response.headers.update(_HEADERS)
         if request.cookies.get(_FORMS) != token:
             self._keep(request, response, _FORMS, token)
-        if _SAID in request.cookies:
+        if text:
+            self._keep(request, response, _SAID, self._signed(quote(text[:500])))
+        elif _SAID in request.cookies:
             response.delete_cookie(_SAID, path=_path(request))
         return response
 

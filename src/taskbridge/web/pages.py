@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any, Final, get_args
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from markupsafe import Markup, escape
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -27,19 +28,22 @@ from taskbridge.exceptions import (
     TaskBridgeError,
     UnsupportedError,
 )
+from taskbridge.failures import clipped
 from taskbridge.locks import Lock
+from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, is_id
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores.states import State, Status
 from taskbridge.web.acts import ACTS, Form
 from taskbridge.web.guard import Guard, who
-from taskbridge.web.showing import environment
+from taskbridge.web.showing import MOST_VALUE, environment
 
 Context = Mapping[str, Any]
 """What a template shows."""
 
 _RECENT_S: Final = 2.0  # for so long an answer counts: many viewers cost as little as one
 _MOST_FORM: Final = 16_384  # bytes
+_MOST_FILTER: Final = 255  # characters
 _LETTERS: Final = 50  # on a page
 _SINCE: Final = {"15 min": 900.0, "1 h": 3600.0, "24 h": 86400.0, "7 d": 604800.0}
 
@@ -53,6 +57,8 @@ TITLES: Final = {
     "workers": "Workers",
 }
 """The pages of the navigation, by their paths."""
+
+_log = logger("taskbridge.web")
 
 
 class _Gone(TaskBridgeError):
@@ -92,23 +98,24 @@ class _Recent:
     def get(self, name: str, ask: Callable[[], Any]) -> Any:
         """Return an answer, or raise what it was answered with."""
         with self._lock:
-            asking = self._asking.setdefault(name, Lock())
+            asking, known = self._asking.setdefault(name, Lock()), self._known
         with asking:
-            until, answer, error = self._known.get(name, (0.0, None, None))
+            until, answer, error = known.get(name, (0.0, None, None))
             if until < monotonic():
                 answer = error = None
                 try:
                     answer = ask()
                 except TaskBridgeError as exc:
                     error = exc
-                self._known[name] = monotonic() + _RECENT_S, answer, error
+                known[name] = monotonic() + _RECENT_S, answer, error
         if error is not None:
             raise error
         return answer
 
     def forget(self) -> None:
-        """Ask for everything again: somebody has changed it."""
-        self._known.clear()
+        """Ask for everything again: somebody has changed it. What is being asked for now may be old already."""
+        with self._lock:
+            self._asking, self._known = {}, {}
 
 
 class _Pages:
@@ -154,9 +161,9 @@ class _Pages:
         token = self._guard.token(request)
         settings = self._bridge.settings
 
-        def url(path: str, **query: str | None) -> str:
-            given = {name: value for name, value in query.items() if value}
-            return f"{root}/{path}{'?' if given else ''}{urlencode(given)}"
+        def url(path: str, **query: str | None) -> Markup:
+            given = {name: clipped(value, MOST_VALUE) for name, value in query.items() if value}
+            return escape(f"{root}/{path}{'?' if given else ''}{urlencode(given)}")
 
         text = self._templates.get_template(f"{template}.html").render(
             {
@@ -211,26 +218,25 @@ class _Pages:
 
     def _failures(self) -> Sequence[tuple[Any, ErrorInfo | None]]:
         found = self._bridge.operations.failures()
-        return [(each, self._shown_error(each.task, each.last_id, each.error)) for each in found]
+        return [(each, self._bridge.dead.shown_error(each.task, each.last_id, each.error)) for each in found]
 
     def messages(self, request: Request) -> Context:
         """Show messages by task, queue, state and time."""
-        given = request.query_params
-        since_s = _SINCE.get(given.get("since", ""))
+        given = _filters_in(request, "task", "queue", "state", "since")
+        since_s = _SINCE.get(given["since"] or "")
         filters: dict[str, Any] = {
-            "task": given.get("task") or "*",
-            "queue": given.get("queue") or None,
-            "state": given.get("state") if given.get("state") in get_args(State) else None,
+            "task": given["task"] or "*",
+            "queue": given["queue"],
+            "state": given["state"] if given["state"] in get_args(State) else None,
             "since": None if since_s is None else moment(self._bridge.now() - since_s),
         }
         try:
-            found = self._bridge.operations.messages(**filters, cursor=given.get("cursor", ""))
+            found = self._bridge.operations.messages(**filters, cursor=request.query_params.get("cursor", ""))
         except ValueError:  # the cursor is no page's
             raise _Gone("There is no such page.") from None
-        items = [(each, self._shown_error(each.task, each.id, each.error)) for each in found.items]
         return {
             "given": given,
-            "items": items,
+            "items": [self._bridge.dead.shown_status(each) for each in found.items],
             "cursor": found.cursor,
             "queues": self._bridge.queues(),
             "states": get_args(State),
@@ -245,9 +251,8 @@ class _Pages:
         except NoSuchRecord:
             raise _Gone(f"No message {asked} is recorded. Records are forgotten a while after their end.") from None
         entry = self._entry_of(status)
-        attempts = [(each, self._shown_error(status.task, asked, each.error)) for each in status.attempts]
         hides = self._bridge.dead.redacts  # what a task returned may be as secret as what it was given
-        return {"status": status, "entry": entry, "attempts": attempts, "hides_result": hides}
+        return {"status": self._bridge.dead.shown_status(status), "entry": entry, "hides_result": hides}
 
     def _entry_of(self, status: Status) -> DeadEntry | None:
         """Return what may be shown of a message's arguments and last error; None if its arguments are not kept."""
@@ -263,19 +268,11 @@ class _Pages:
         )
         return self._bridge.dead.shown(DeadLetter(message=message, reason="", died_at=0.0, error=status.error))
 
-    def _shown_error(self, task: str, id: str, error: ErrorInfo | None) -> ErrorInfo | None:
-        """Return what may be shown of an error, whose text may hold arguments."""
-        if error is None or not self._bridge.dead.redacts:
-            return error
-        message = Message(id=id, task=task, queue="", args_json="[]", kwargs_json="{}", enqueued_at=0.0)
-        return self._bridge.dead.shown(DeadLetter(message=message, reason="", died_at=0.0, error=error)).error
-
     def dead(self, request: Request) -> Context:
         """Show dead letters by task, reason and queue."""
-        given = request.query_params
-        filters = {name: given.get(name) or None for name in ("task", "reason", "queue")}
+        filters = _filters_in(request, "task", "reason", "queue")
         try:
-            found = self._bridge.dead.list(**filters, limit=_LETTERS, after=given.get("after") or None)
+            found = self._bridge.dead.list(**filters, limit=_LETTERS, after=request.query_params.get("after") or None)
         except ValueError:  # `after` is no page's
             raise _Gone("There is no such page.") from None
         counts = self._recent.get("counts", self._bridge.counts)
@@ -332,13 +329,12 @@ class _Pages:
         try:
             text = act.do(self._bridge, form)
             self._bridge.hooks.operated(who(request), name, target)
-        except (TaskBridgeError, ValueError) as exc:
+        except (TaskBridgeError, ValueError) as exc:  # if the broker doesn't answer, a part may be done
             text = f"Not done: {exc}"
+            _log.warning("%s tried %s: %s: %s", who(request), name, target, exc)
         self._recent.forget()
         response = RedirectResponse(self._from(request, act.page), HTTPStatus.SEE_OTHER)
-        self._guard.finished(request, response, self._guard.token(request))
-        self._guard.say(request, response, text)
-        return response
+        return self._guard.finished(request, response, self._guard.token(request), text)
 
     def _from(self, request: Request, otherwise: str) -> str:
         """Return the path and query of the page that a form was on: of this app, whatever a header says."""
@@ -348,6 +344,13 @@ class _Pages:
         if came.path.startswith(f"{root}/") and path in (*TITLES, "message"):
             return f"{root}/{path}{'?' if came.query else ''}{came.query}"
         return f"{root}/{otherwise}"
+
+
+def _filters_in(request: Request, *names: str) -> dict[str, str | None]:
+    given = {name: request.query_params.get(name) or None for name in names}
+    if any(value is not None and len(value) > _MOST_FILTER for value in given.values()):
+        raise _Gone(f"A filter has at most {_MOST_FILTER} characters.")
+    return given
 
 
 def _id_in(request: Request) -> str:

@@ -13,6 +13,7 @@ from taskbridge.failures import MOST_TRACEBACK, clipped
 from taskbridge.logs import escaped
 
 MOST_TEXT: Final = 500  # how many characters of a text are shown, but for tracebacks and arguments
+MOST_VALUE: Final = 1000  # of one that a link or a form brings back, as it is
 
 _UNITS: Final = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 _BAR: Final = 4  # the width of a minute
@@ -30,7 +31,7 @@ def environment() -> Environment:
         undefined=StrictUndefined,
     )
     filters: Any = made.filters  # typed as those that Jinja has by itself
-    filters.update(bars=bars, long=long, number=number, span=span, utc=utc)
+    filters.update(bars=bars, long=long, number=number, span=span, utc=utc, value=value)
     return made
 
 
@@ -43,6 +44,11 @@ def _shown(value: Any) -> Any:
 def long(text: str) -> Markup:
     """Return a text with its lines, such as a traceback."""
     return escape(escaped(clipped(text, MOST_TRACEBACK), keep="\n\t"))
+
+
+def value(text: str) -> Markup:
+    """Return what a form is to bring back unchanged."""
+    return escape(clipped(text, MOST_VALUE))
 
 
 def number(value: float | None) -> str | None:
