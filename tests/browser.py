@@ -54,7 +54,11 @@ class NoBrowser(Exception):
 
 
 class Browser:
-    """A browser with one page, which is forgotten with its folder."""
+    """A browser with one page, which is forgotten with its folder.
+
+    Attributes:
+        complaints: What the browser has said of pages, such as what their content security policy forbids.
+    """
 
     def __init__(self, folder: Path) -> None:
         program = next(filter(None, map(shutil.which, _PROGRAMS)), None)
@@ -79,6 +83,8 @@ class Browser:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self._session = {"sessionId": session}
+        self.complaints: list[str] = []
+        self.call("Log.enable")
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -90,7 +96,7 @@ class Browser:
         self._answers.put(None)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Return what a method of the protocol answers; events that come meanwhile are dropped."""
+        """Return what a method of the protocol answers; of events that come meanwhile, complaints are kept."""
         assert self._process.stdin is not None
         self._number += 1
         self._process.stdin.write(
@@ -100,6 +106,8 @@ class Browser:
         while True:
             answer = self._answers.get(timeout=PATIENCE_S)
             assert answer is not None, f"chromium has ended:\n{self._log.read_text(errors='replace')[-3000:]}"
+            if answer.get("method") == "Log.entryAdded":
+                self.complaints.append(answer["params"]["entry"]["text"])
             if answer.get("id") == self._number:
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 result: dict[str, Any] = answer["result"]
@@ -140,8 +148,9 @@ class Browser:
         return str(self.evaluate("document.body.innerText"))
 
     def sees(self, text: str) -> None:
-        """Wait until a loaded page says something."""
-        script = f"document.readyState === 'complete' && document.body.innerText.includes({json.dumps(text)})"
+        """Wait until a loaded page says something, in one line or several."""
+        said = r"document.body.innerText.replaceAll('\n', ' ')"
+        script = f"document.readyState === 'complete' && {said}.includes({json.dumps(text)})"
         self.until(script, f"the text {text!r}")
 
     def click(self, what: str, *, loads: bool = False) -> None:
@@ -155,6 +164,7 @@ class Browser:
             const found = {_FIND % json.dumps(what)};
             if (document.readyState !== "complete" || !found) return null;
             found.scrollIntoView({{block: "center", behavior: "instant"}});
+            found.focus({{preventScroll: true}});  // nothing that refreshes itself is replaced under the pointer
             const {{left, top, width, height}} = found.getClientRects()[0];  // of a link, its first line
             const [x, y] = [left + width / 2, top + height / 2];
             const there = document.elementFromPoint(x, y);
@@ -189,7 +199,8 @@ class Browser:
 
     def is_wider_than_screen(self) -> bool:
         """Return whether the whole page must be scrolled sideways."""
-        return bool(self.evaluate("document.scrollingElement.scrollWidth > window.innerWidth"))
+        # Not `innerWidth`: a small screen zooms out until it holds what is too wide.
+        return bool(self.evaluate("document.scrollingElement.scrollWidth > document.documentElement.clientWidth"))
 
     def screenshot(self, path: Path) -> None:
         """Keep a picture of what is visible, as PNG."""

@@ -40,6 +40,7 @@ _READ: Final = 100  # how much of it at least at a time
 _LOOKED_AT: Final = 20  # of each queue's list, for the oldest message that waits
 _SETTLED_S: Final = 60.0  # after how long a list that says something else than the record is wrong, and not early
 
+_Told = tuple[Sequence[tuple[Worker, tuple[Running, ...]]], Tally]
 _States = tuple[State, ...]
 _STATES: Final[_States] = get_args(State)
 
@@ -148,8 +149,13 @@ class Operations:
     is missing: all but `queues` and `alarms` need a store, and `messages` the setting `listing`.
     """
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: Bridge, told: _Told | None = None) -> None:
         self._bridge = bridge
+        self._told = told
+
+    def snapshot(self) -> Operations:
+        """Return operations for which what workers do was read now, once for all calls; it needs a store."""
+        return Operations(self._bridge, self._vitals())
 
     def queues(self) -> tuple[QueueNow, ...]:
         """Return the known queues, the default one first."""
@@ -262,10 +268,15 @@ class Operations:
                 return MessagesPage(items=tuple(items), cursor="")
         return MessagesPage(items=tuple(items), cursor=f"{before[0]!r} {before[1]}")
 
-    def alarms(self) -> tuple[Alarm, ...]:
-        """Return what somebody should look at, the worst first."""
+    def alarms(self, *, queues: Sequence[QueueNow] | None = None, rates: Rates | None = None) -> tuple[Alarm, ...]:
+        """Return what somebody should look at, the worst first.
+
+        Args:
+            queues: What `queues` has returned; None is to ask.
+            rates: What `rates` has returned; None is to ask.
+        """
         found, bridge = list[Alarm](), self._bridge
-        for each in self.queues():
+        for each in self.queues() if queues is None else queues:
             name = each.name
             if each.waiting and not each.engine and bridge.store is not None:
                 text = f"{each.waiting} messages wait in queue {name}, and no worker consumes it"
@@ -276,7 +287,7 @@ class Operations:
             if each.paused is not None:
                 found.append(Alarm(text=f"queue {name} is paused", level="warning", queue=name))
         if bridge.store is not None:
-            if dead := sum(self.rates().dead):
+            if dead := sum((self.rates() if rates is None else rates).dead):
                 found.append(Alarm(text=f"{dead} messages died in the last hour", level="error"))
             for schedule in bridge.schedules.list():
                 if schedule.missed:
@@ -297,8 +308,10 @@ class Operations:
     def _timeout_s(self) -> float:
         return self._bridge.settings.send_timeout_s
 
-    def _vitals(self) -> tuple[Sequence[tuple[Worker, tuple[Running, ...]]], Tally]:
+    def _vitals(self) -> _Told:
         """Return what living processes do, and the counts of all that were alive lately."""
+        if self._told is not None:
+            return self._told
         store = self._store("what workers do")
         if self._bridge.settings.url.engine == "inline":
             engine: Any = self._bridge.engine

@@ -55,24 +55,29 @@ def run(tmp_path: Path, bridge: Bridge, redis_server: PrivateRedis) -> Run:
     )
 
 
-def work(bridge: Bridge) -> Vitals:
-    """Tell the store what a worker would that runs one message, and has run some."""
+@pytest.fixture
+def vitals(bridge: Bridge) -> Iterator[Vitals]:
     made = Vitals(bridge, name=lambda: "host:7", queues=lambda: ["default", "email"], slots=lambda: 4)
-    made.attach()
+    yield made
+    made.stop()
+
+
+def work(bridge: Bridge, vitals: Vitals) -> None:
+    """Tell the store until the test ends what a worker would that runs one message, and has run some."""
     message = Message(id="m1", task=HOSTILE, queue="email", args_json="[]", kwargs_json="{}", enqueued_at=time.time())
     bridge.cancellations.runs = runs = Runs()
     runs.all = lambda: [RunNow(message, None, time.monotonic() - 3, time.monotonic())]  # type: ignore[method-assign]
     error = ErrorInfo(type="ValueError", message=f"{HOSTILE} " + "x" * 500)
-    made._ended.extend([("shop.mail", "m2", Done, None)] * 5)
-    made._ended.extend([(HOSTILE, "m3", Dead, error)] * 10 + [(HOSTILE, "m3", RunAgain, error)] * 3)
-    made.tell(at_once=True)
-    return made
+    vitals.start()
+    vitals._ended.extend([("shop.mail", "m2", Done, None)] * 5)
+    vitals._ended.extend([(HOSTILE, "m3", Dead, error)] * 10 + [(HOSTILE, "m3", RunAgain, error)] * 3)
+    vitals.tell(at_once=True)
 
 
-def test_what_runs_and_failed_is_shown_escaped(run: Run, bridge: Bridge) -> None:
+def test_what_runs_and_failed_is_shown_escaped(run: Run, bridge: Bridge, vitals: Vitals) -> None:
     assert run("running").stdout == "nothing runs\n"
     assert run("failures").stdout == "no failures\n"
-    work(bridge)
+    work(bridge, vitals)
 
     shown = run("running").stdout
     assert re.search(r"^task +id +queue +attempt +since +worker\n", shown)
@@ -118,9 +123,9 @@ def _nothing(number: int) -> None:
 
 
 def test_top_is_readable_at_80_columns_and_ends_with_ctrl_c(
-    run: Run, bridge: Bridge, redis_server: PrivateRedis, tmp_path: Path
+    run: Run, bridge: Bridge, vitals: Vitals, redis_server: PrivateRedis, tmp_path: Path
 ) -> None:
-    work(bridge)
+    work(bridge, vitals)
     bridge.task(name="shop.mail", queue="email")(_nothing).send(1)
     once = run("top", "shop", "--once", COLUMNS="80", LINES="24").stdout
     assert "\x1b" not in once

@@ -121,7 +121,8 @@ class App:
     def run_all(self) -> list[str]:
         """Run each task, and wait until the log says so."""
         sent = self.send("print(*[task.send().id for task in (fine, second, dies)])")
-        self.wait_for(lambda: self.err().count("is dead") >= 1 and "runs again in" in self.err())
+        last_words = "two", "failed: ValueError", "is dead"
+        self.wait_for(lambda: all(words in self.err() for words in last_words))
         self.send("last.send()")
         self.wait_for(lambda: "the end" in self.err())
         return sent

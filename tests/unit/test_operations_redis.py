@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from taskbridge import Bridge
+from taskbridge.cli.operations import _screen
 from taskbridge.message import new_id
 from taskbridge.stores.backend import Listed
 from taskbridge.stores.redis import backend as redis_backend
@@ -68,6 +69,17 @@ def test_each_page_takes_a_fixed_number_of_commands(bridge: Bridge, redis_server
     many = calls(redis_server, look)
     assert few == many
     assert 0 < sum(few.values()) < 120, few
+
+
+def test_a_screen_of_top_reads_what_workers_do_once(bridge: Bridge, redis_server: PrivateRedis) -> None:
+    operations = bridge.operations
+
+    def look() -> None:
+        operations.queues()
+        bridge.schedules.list()
+
+    _screen(operations, "shop", 80, 24)
+    assert calls(redis_server, lambda: _screen(operations, "shop", 80, 24)) == calls(redis_server, look)
 
 
 def test_a_queue_knows_its_oldest_message_behind_a_longer_one(redis_server: PrivateRedis) -> None:

@@ -258,7 +258,7 @@ def test_26_sending_without_the_extra_says_how_to_install_it(monkeypatch: pytest
 
 COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "3 no @task": (["worker", "empty"], ("'empty' declares no task", "@task")),
-    "25 pause": (["pause", "email"], ("'pause'", "schedules pause")),
+    "25 pause": (["pause", "email", "--until", "soon"], ("'soon'", "2h")),
     "25 retry": (["retry", "3f2b"], ("'retry'", "dead replay")),
     "25 inspect": (["inspect", "active"], ("'inspect'", "taskbridge health")),
     "25 beat": (["beat"], ("'beat'", "taskbridge scheduler")),

@@ -158,12 +158,13 @@ def _size() -> tuple[int, int]:
 
 def _screen(operations: Operations, title: str, width: int, height: int) -> list[str]:
     """Return the lines of the screen: all are escaped, and none is wider than it is."""
+    operations = operations.snapshot()
     queues, rates, workers = operations.queues(), operations.rates(), operations.workers()
     busy, slots = sum(each.busy for each in workers), sum(each.slots for each in workers)
     at_work = f"{many(len(workers), 'process', 'processes')}, {busy} of {many(slots, 'slot')} busy"
     alarms = [
         (colored(RED if each.level == "error" else YELLOW, "!"), escaped(each.text)[: width - 2])
-        for each in operations.alarms()[:4]
+        for each in operations.alarms(queues=queues, rates=rates)[:4]
     ]
     lines = [f"{title}  {at_work}", *_charts(rates, width), "", *_queues(queues, height // 4)]
     lines += ["", "running", *(f"  {_since(each.since)}  {each.task}  {each.id}" for each in operations.running())][

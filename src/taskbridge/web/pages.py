@@ -182,13 +182,15 @@ class _Pages:
         operations = self._bridge.operations
         counts = self._recent.get("counts", self._bridge.counts)
         queues = self._recent.get("queues", operations.queues)
+        rates = self._or_remedy("rates", operations.rates)
+        alarms = partial(operations.alarms, queues=queues, rates=None if isinstance(rates, str) else rates)
         columns = ("oldest_s", "running", "delayed", "dead")
         return {
-            "alarms": self._recent.get("alarms", operations.alarms),
+            "alarms": self._recent.get("alarms", alarms),
             "counts": counts,
             "known": [name for name in columns if any(getattr(each, name) is not None for each in queues)],
             "queues": queues,
-            "rates": self._or_remedy("rates", operations.rates),
+            "rates": rates,
             "paused": self._or_remedy("paused", self._bridge.paused),
         }
 
