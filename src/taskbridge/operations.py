@@ -79,9 +79,9 @@ class Rates:
         started_at: When the first of these minutes began, in UTC.
         done: Runs that returned.
         retried: Runs that failed, and another attempt follows.
-        dead: Messages that are dead.
+        dead: Messages that are dead, but for those that can't be read.
         discarded: Messages that expired or were dropped.
-        by_task: By task, how many were done, retried and dead in all 60 minutes.
+        by_task: By task, how many were done, retried and dead in the last 60 to 65 minutes.
     """
 
     started_at: datetime
@@ -322,7 +322,8 @@ class Operations:
         told, tally = read(store.backend, timeout_s=self._timeout_s)
         now = self._bridge.now()
         tally.trim(now, most_failures=_MOST_GROUPS)
-        return [each for each in told if -AHEAD_S < now - each[0].seen_at.timestamp() < ALIVE_S], tally
+        alive = [each for each in told if -AHEAD_S < now - each[0].seen_at.timestamp() < ALIVE_S]
+        return [each for each in alive if each[0].slots], tally  # the main process of Celery's children has none
 
     def _listed(
         self, store: Store, states: _States, before: tuple[float, str], most: int

@@ -3,12 +3,14 @@
 | text | holds | who writes it |
 |---|---|---|
 | `vitals` | the names of the processes, the oldest first | who comes, and who folds |
-| `vital:{worker}` | what a process tells | that process: once a second if there is news, and every 5 s |
+| `vital:{process}` | what a process tells | that process: once a second if there is news, and every 5 s |
 | `vitals:past` | the counts of processes that are gone | who folds |
 
 To fold is to add the counts of a process to the past, and to remove its text and its name, in one commit: so no run is
 counted twice. A process folds itself as it ends. Each looks at the texts of the next ones in `vitals`, and folds those
 that have not changed for a minute. A process that was folded, but had only stood still, begins a new text.
+
+A process is named `host:process id~random`: where containers share a host's name, two may have the same process id.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from taskbridge.durations import moment
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.failures import clipped
 from taskbridge.logs import logger
+from taskbridge.message import can_be_kept
 from taskbridge.retry import Dead, Discarded, Done, ErrorInfo, RunAgain, Verdict
 from taskbridge.stores.backend import ABSENT, Backend, Commit, Write, head_of, next_of
 from taskbridge.stores.states import begins_with, is_count, is_list, is_object, is_text, is_time
@@ -200,7 +203,7 @@ def read(backend: Backend, *, timeout_s: float) -> tuple[list[tuple[Worker, tupl
             its: list[Any] = found["worker"]
             engine, release, queues, slots, busy, seen_at, started_at = its[:7]
             worker = Worker(
-                name=name,
+                name=name.partition("~")[0],
                 engine=engine,
                 version=release,
                 queues=tuple(each for each in _list(queues) if is_text(each)),
@@ -209,7 +212,7 @@ def read(backend: Backend, *, timeout_s: float) -> tuple[list[tuple[Worker, tupl
                 seen_at=moment(float(seen_at)),
                 started_at=moment(float(started_at)),
             )
-            told.append((worker, tuple(_runs(name, found.get("running")))))
+            told.append((worker, tuple(_runs(worker.name, found.get("running")))))
     return told, tally
 
 
@@ -242,7 +245,7 @@ def _list(found: Any) -> list[Any]:
 
 
 def _names(registry: str | None) -> list[str]:
-    names = [each for each in _list(_unpacked(registry).get("workers")) if is_text(each)]
+    names = [each for each in _list(_unpacked(registry).get("workers")) if is_text(each) and can_be_kept(each)]
     return list(dict.fromkeys(names))[-_MOST_PROCESSES:]
 
 
@@ -272,8 +275,7 @@ class Vitals(Background):
         self._begin()
 
     def _begin(self) -> None:
-        self._name = self._name_of()
-        self._life, self._number = secrets.token_hex(4), 0
+        self._name, self._number = f"{self._name_of()}~{secrets.token_hex(4)}", 0
         self._seen = ABSENT  # the head of this process's text
         self._told = Tally()
         self._ended.clear()
@@ -378,7 +380,7 @@ class Vitals(Background):
         timeout_s, key = self._host.settings.send_timeout_s, _key(self._name)
         for _ in range(_TRIES):
             self._number += 1
-            head = f"{self._life}.{self._number}"
+            head = str(self._number)
             text = f"{head}\n{json.dumps({**of_now, **self._told.packed()})}"
             if self._backend.write([Write(key, self._seen, text, FAILURES_KEPT_S)], timeout_s=timeout_s)[0]:
                 self._seen = head
@@ -386,8 +388,6 @@ class Vitals(Background):
             [found] = self._backend.get([key], timeout_s=timeout_s)
             if found is None:
                 self._told, self._is_registered = Tally(), False  # it was folded
-            elif not found.startswith(self._life):
-                self._told.add(Tally.read(found))  # of a process of the same name, such as a container's first
             self._seen = ABSENT if found is None else head_of(found)
         for _ in range(_TRIES):
             if self._is_registered:
@@ -408,6 +408,7 @@ class Vitals(Background):
     def _look_at_neighbours(self) -> None:
         [registry] = self._backend.get([_REGISTRY], timeout_s=_LAST_S)
         names = _names(registry)
+        self._is_registered = self._name in names  # else the store has lost it, or there are too many
         at = names.index(self._name) + 1 if self._name in names else 0
         near = [each for each in [*names[at:], *names[:at]] if each != self._name][:_NEIGHBOURS]
         texts = self._backend.get([_key(each) for each in near], timeout_s=_LAST_S)

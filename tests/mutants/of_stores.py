@@ -683,6 +683,14 @@ def begins_each_page_anew(listed: Any) -> Any:
     return lambda self, kind, names, *, before, **options: listed(self, kind, names, before=(inf, ""), **options)
 
 
+@mutant("messages_of_one_time_are_all_listed", _MEMORY, "MemoryBackend.listed")
+def passes_over_what_has_the_same_time(listed: Any) -> Any:
+    """Each page of a list begins before the time of the last message, whatever else has it."""
+    return lambda self, kind, names, *, before, **options: listed(
+        self, kind, names, before=before if before[0] == inf else (before[0], ""), **options
+    )
+
+
 @mutant("messages_are_listed_by_state_and_by_queue", _REDIS, "RedisBackend.list_soon", kind="redis")
 def stays_in_the_former_list(list_soon: Any) -> Any:
     """A message stays in the list of the state that it has left."""

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from math import inf
 from typing import Any
 
 import pytest
@@ -86,11 +87,11 @@ def test_ten_thousand_equal_failures_are_one_line(bridge: Bridge) -> None:
     one.tell()
     [failure] = bridge.operations.failures()
     assert (failure.count, failure.is_dead_count) == (10_000, 10_000)
-    assert len(read_text(bridge, "vital:one")) < 1000
+    assert len(text_of(bridge, one)) < 1000
 
 
-def read_text(bridge: Bridge, key: str) -> str:
-    [text] = backend_of(bridge).get([key], timeout_s=5)
+def text_of(bridge: Bridge, vitals: Vitals) -> str:
+    [text] = backend_of(bridge).get([f"vital:{vitals._name}"], timeout_s=5)
     assert text is not None
     return text
 
@@ -102,7 +103,7 @@ def test_a_text_stays_small_whatever_fails(bridge: Bridge) -> None:
         if number % 100 == 0:
             one.tell(at_once=True)
     one.tell(at_once=True)
-    assert len(read_text(bridge, "vital:one")) < 120_000
+    assert len(text_of(bridge, one)) < 120_000
     assert counted(bridge)[""] == [0, 2000, 0, 0]
     found = bridge.operations.failures()
     assert [each.error.message.split()[0] for each in found[:2]] == ["1999", "1998"]
@@ -112,16 +113,17 @@ def test_a_text_stays_small_whatever_fails(bridge: Bridge) -> None:
 def test_nothing_is_written_without_news_before_it_is_time(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
     one = process(bridge, "one")
     one.tell()
-    text = read_text(bridge, "vital:one")
+    text = text_of(bridge, one)
+    monkeypatch.setattr(one, "_tell_at", inf)
     one.tell()
-    assert read_text(bridge, "vital:one") == text
+    assert text_of(bridge, one) == text
     settle(one, Done(None))
     one.tell()
-    assert read_text(bridge, "vital:one") != text
+    assert text_of(bridge, one) != text
     monkeypatch.setattr(one, "_tell_at", 0.0)
-    text = read_text(bridge, "vital:one")
+    text = text_of(bridge, one)
     one.tell()
-    assert read_text(bridge, "vital:one") != text
+    assert text_of(bridge, one) != text
 
 
 def test_a_process_folds_itself_as_it_ends(bridge: Bridge) -> None:
@@ -178,15 +180,25 @@ def test_a_process_that_only_stood_still_goes_on_after_it_was_folded(bridge: Bri
     assert counted(bridge)[""][0] in (13, 15)  # what was counted while it stood still may be lost, nothing counts twice
 
 
-def test_a_process_of_the_same_name_takes_the_counts_over(bridge: Bridge) -> None:
-    first = process(bridge, "shop:7")
-    settle(first, Done(None), 5)
-    first.tell()
-    second = process(bridge, "shop:7")
-    settle(second, Done(None), 2)
-    second.tell()
-    assert names(bridge) == ["shop:7"]
-    assert counted(bridge)[""] == [7, 0, 0, 0]
+def test_two_processes_of_one_name_are_counted_each_for_itself(bridge: Bridge) -> None:
+    """Containers that share a host's name may have equal process ids."""
+    both = [process(bridge, "shop:7") for _ in range(2)]
+    for _ in range(10):
+        for each in both:
+            settle(each, Done(None))
+            each.tell()
+            each._look_at_neighbours()
+    assert names(bridge) == ["shop:7", "shop:7"]
+    assert counted(bridge)[""] == [20, 0, 0, 0]
+
+
+def test_a_process_registers_again_once_the_registry_is_lost(bridge: Bridge) -> None:
+    one = process(bridge, "one")
+    one.tell()
+    backend_of(bridge).remove(["vitals"], timeout_s=5)
+    one._look_at_neighbours()
+    one.tell(at_once=True)
+    assert names(bridge) == ["one"]
 
 
 def test_all_are_folded_at_once_after_the_whole_machine_stood_still(bridge: Bridge) -> None:
@@ -205,6 +217,7 @@ HOSTILE: list[Any] = [
     "x",
     {"workers": 7},
     {"workers": [7, None, "one", "one", {"a": 1}]},
+    {"workers": ["\ud800", "a\x00b"]},
     {"worker": ["celery", "1", ["default", 7], -1, 0, 1e300, 0]},
     {"worker": ["celery", "1", [7, "default"], 4, 0, 1.0, 2.0], "running": [["t"], ["t", "i", "q", 1, 1e99], 7]},
     {"counts": {"t": {"x": [1, 2, 3, 4], "99999999999999": [1, 1, 1, 1], "1": [1, "2", 3, 4], "2": [1]}, "": 7}},
@@ -215,11 +228,16 @@ HOSTILE: list[Any] = [
 @pytest.mark.parametrize(
     "text", ["", "\n", "1", "1\n{", "1\n" + "[" * 100_000, *(f"1\n{json.dumps(each)}" for each in HOSTILE)]
 )
-def test_texts_that_somebody_else_has_written_raise_nothing(bridge: Bridge, text: str) -> None:
+@pytest.mark.parametrize("store", ["memory", "redis"])
+def test_texts_that_somebody_else_has_written_raise_nothing(
+    store: str, text: str, request: pytest.FixtureRequest
+) -> None:
+    url = None if store == "memory" else request.getfixturevalue("redis_server").url
+    bridge = Bridge("inline://?threads=0", namespace=f"t{new_id()[:8]}", store=url)
     backend, one = backend_of(bridge), process(bridge, "one")
     settle(one, Done(None))
     one.tell()
-    for key in ("vital:one", "vitals:past", "vital:two"):
+    for key in (f"vital:{one._name}", "vitals:past", "vital:two"):
         backend.put(key, text, kept_s=60, timeout_s=5)
     operations = bridge.operations
     assert sum(operations.rates().done) == 0
@@ -232,6 +250,7 @@ def test_texts_that_somebody_else_has_written_raise_nothing(bridge: Bridge, text
     look(one, 6)
     one._leave()
     assert "one" not in names(bridge)
+    bridge.close()
 
 
 def test_a_tally_read_from_any_text_is_bounded() -> None:

@@ -132,7 +132,7 @@ class WorkerLife:
         raise NotImplementedError
 
     def slots(self) -> int:
-        """Return how many tasks run at a time in a process, be it this one or a child."""
+        """Return how many tasks run at a time in this process; 0 if they run in its children."""
         raise NotImplementedError
 
     # From start to end
@@ -167,11 +167,11 @@ class WorkerLife:
         """Start the threads: messages may be taken from now on.
 
         Args:
-            has_children: Whether tasks run in children, which prepare their marks and start `vitals` themselves.
+            has_children: Whether tasks run in children, which prepare their marks themselves.
         """
         if not has_children:
             prepare_marks(self._host)
-            self.vitals.start()
+        self.vitals.start()
         if self._host.pauses is not None:
             self._host.pauses.begin()
         if not self.draining:

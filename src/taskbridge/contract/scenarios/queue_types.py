@@ -11,6 +11,7 @@ from taskbridge.contract.program import ASK, KILL, RETURN, WORKER_LOST, Plan, St
 from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.registry import (
     QUORUM,
+    QUORUM_READ,
     QUORUM_STORED,
     scenario,
     with_marks,
@@ -41,7 +42,7 @@ def with_queue_types_and_no_marks(target: Target) -> str:
     return with_queue_types(target) or without_marks(target)
 
 
-@scenario("RQ1", "D1", "R6", "L2", on=(QUORUM,), where=with_readable_queue_types)
+@scenario("RQ1", "D1", "R6", "L2", on=(QUORUM_READ,), where=with_readable_queue_types)
 def quorum_queues_do_what_classic_ones_do(h: Harness) -> None:
     """Sending, delays, retries, dead letters and replays are the same with quorum queues, and all are declared so."""
     with h.proxy() as proxy:

@@ -311,6 +311,7 @@ class CeleryEngine:
                 self.host.pauses.on_change = bool  # the consumer is the parent's
             # Celery kills a child that doesn't answer for 4 s, and a store that is away may take longer.
             threading.Thread(target=prepare_marks, args=(self.host,), name="taskbridge-prepare", daemon=True).start()
+            self.host.ended.clear()  # what the parent counts
             self.life.vitals.start()
             self.host.hooks.call(Event(name="worker_started"))
 

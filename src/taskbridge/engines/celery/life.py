@@ -138,8 +138,10 @@ class CeleryLife(WorkerLife):
         return self._engine.consumed_queues()
 
     def slots(self) -> int:
-        """Return how many threads run tasks; each child of a pool runs one at a time."""
-        return 1 if self.has_children else self._consumer.pool.num_processes
+        """Return how many threads run tasks; each child of a pool runs one at a time, and their parent none."""
+        if self.has_children:
+            return int(os.getpid() != self._child_runs.worker_pid)
+        return int(self._consumer.pool.num_processes)
 
     # What the pool runs
 

@@ -16,7 +16,7 @@
 | `{ns}:unique:{task}:{hash}` | string | which message holds a unique key |
 | `{ns}:outbox` | sorted set | the id of each entry of the outbox, by the millisecond at which it is due |
 | `{ns}:outbox:entries` | hash | the text of each |
-| `{ns}:vitals`, `{ns}:vitals:past`, `{ns}:vital:{worker}` | string | what worker processes tell of themselves |
+| `{ns}:vitals`, `{ns}:vitals:past`, `{ns}:vital:{process}` | string | what worker processes tell of themselves |
 | `{ns}:listing:state:{state}` | sorted set | with `listing`: the ids of messages, by when they came to it, or are due |
 | `{ns}:listing:queue:{queue}` | sorted set | the same of those that wait in a queue |
 
@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
+from random import randrange
 from time import monotonic
 from typing import Any, Final, Literal
 
@@ -37,6 +38,7 @@ from taskbridge.brokers.redis.client import Request, Script, Word, client_of, pa
 from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
 from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
+from taskbridge.message import is_id
 from taskbridge.settings import Settings
 from taskbridge.stores.backend import ABSENT, LISTED, Backend, Commit, Listed, PartlyCommitted, Write
 from taskbridge.stores.base import Store
@@ -56,7 +58,7 @@ _MOST_BYTES: Final = 1 << 20  # how many bytes of entries are read, or of messag
 _MOST_WORDS: Final = 4000  # how many are given to one script: Lua unpacks less than 8,000
 _PUSHES: Final = ("LPUSH", "RPUSH", "HSET")  # commands of a key and any number of items
 _TRIMS_AFTER: Final = 100  # how many messages are listed between two times that lists are shortened
-_SAME_TIME: Final = 100
+_SAME_TIME: Final = 100  # how many of the time of the page before are read with a page at once
 _LEFT: Final = 2  # what the script replies of a commit that has to be done alone
 _SOON_S: Final = 2.0
 """Where the server may change: how long a write may take that nobody waits for, and the pause after one that failed."""
@@ -76,7 +78,7 @@ class RedisBackend(Backend):
         self._cancelled = f"{self._prefix}cancelled"
         self._outbox = f"{self._prefix}outbox", f"{self._prefix}outbox:entries"
         self._lists = f"{self._prefix}listing:"
-        self._untrimmed = 0
+        self._untrimmed, self._grown = randrange(_TRIMS_AFTER), set[str]()  # some processes end before they list many
         place, wait_s = self._client.place, settings.send_timeout_s
         self._notifications = PerProcess(lambda: RedisNotifications(wait_s, place, self._channels))
         self._silent_until = 0.0
@@ -221,10 +223,11 @@ class RedisBackend(Backend):
                 added[f"queue:{each.queue}"] += each.at, each.id
         commands: list[RedisCommand] = [("ZREM", self._lists + name, *ids) for name, ids in removed.items()]
         commands += [("ZADD", self._lists + name, *words) for name, words in added.items()]
+        self._grown.update(added)
         self._untrimmed += len(entries)
         if self._untrimmed >= _TRIMS_AFTER:
-            self._untrimmed = 0
-            for name in added:  # of a state the latest stay, of a queue those that have waited longest
+            grown, self._grown, self._untrimmed = self._grown, set(), 0
+            for name in sorted(grown):  # of a state the latest stay, of a queue those that have waited longest
                 first, last = (0, -LISTED - 1) if name.startswith("state:") else (LISTED, -1)
                 commands.append(("ZREMRANGEBYRANK", self._lists + name, first, last))
         return commands
@@ -240,14 +243,20 @@ class RedisBackend(Backend):
     ) -> list[list[tuple[str, float]]]:
         bounds = ("ZREVRANGEBYSCORE", repr(before[0]), "-inf") if kind == "state" else ("ZRANGEBYSCORE", "-inf", "+inf")
         word, low, high = bounds
-        # One of the same time as the last one may have been returned before; of so many, none may be missed.
-        end = "WITHSCORES", "LIMIT", 0, most + _SAME_TIME
-        replies = self._ask(timeout_s, *([(word, f"{self._lists}{kind}:{name}", low, high, *end)] for name in names))
-        found = [
-            [(key.decode(errors=_ODD_BYTES), float(at)) for key, at in zip(reply[::2], reply[1::2], strict=True)]
-            for reply in replies
-        ]
-        return [[(key, at) for key, at in each if (at, key) < before][:most] for each in found]
+        deadline, first, count = monotonic() + timeout_s, 0, most + _SAME_TIME
+        found, unread = {name: dict[str, float]() for name in names}, [*names]
+        while unread:  # again if it was too little, without those of the same time that the page before has shown
+            end = "WITHSCORES", "LIMIT", first, count
+            commands = ((word, f"{self._lists}{kind}:{name}", low, high, *end) for name in unread)
+            pages = dict(zip(unread, self._ask(deadline - monotonic(), *([each] for each in commands)), strict=True))
+            for name, page in pages.items():
+                for raw, at in zip(page[::2], map(float, page[1::2]), strict=True):
+                    key = raw.decode(errors=_ODD_BYTES)
+                    if (at, key) < before and is_id(key):
+                        found[name][key] = at
+            unread = [name for name, page in pages.items() if len(page) == 2 * count and len(found[name]) < most]
+            first, count = first + count, 2 * count
+        return [[*each.items()][:most] for each in found.values()]
 
     def ping(self, *, timeout_s: float) -> None:
         self._ask(timeout_s, [("PING",)])
