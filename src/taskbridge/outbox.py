@@ -136,10 +136,12 @@ class Relay(Background):
 
         The application's outbox has a thread of its own, for its database may hang, and holds nothing else back.
         """
-        if self._host.transactions is not None:
-            beside, name = partial(self._look_aside, stop), f"{self._name}-application"
-            threading.Thread(target=beside, name=name, daemon=True).start()
+        is_beside = False
         while not stop.is_set() and self._outbox is not None:
+            if not is_beside and self._host.transactions is not None:  # which may be set after this has started
+                beside, name = partial(self._look_aside, stop), f"{self._name}-application"
+                threading.Thread(target=beside, name=name, daemon=True).start()
+                is_beside = True
             if not self._looked(self.step_store, _STORES):
                 stop.wait(self._pause_s())
 

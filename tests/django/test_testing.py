@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -47,6 +48,15 @@ def order(number: int) -> None:
     with transaction.atomic():
         Order.objects.create(number=number)
         transaction.on_commit(partial(pay.send, number))
+
+
+@task
+def order_one(rejected: int, accepted: int) -> None:
+    for number in (rejected, accepted):
+        with suppress(Refused), transaction.atomic():
+            transaction.on_commit(partial(pay.send, number))
+            if number == rejected:
+                raise Refused
 
 
 @task
@@ -173,6 +183,13 @@ class InATestsTransaction(TasksMixin, TestCase):
         assert self.run_tasks() == 4
 
         assert self.is_paid(2)
+
+    def test_of_its_savepoints_only_those_that_are_released_send(self) -> None:
+        order_one.send(2, 1)
+
+        assert self.run_tasks() == 4
+
+        assert [message.args for message in self.sent.of(pay)] == [(1,)]
 
     def test_it_is_sent_once_even_if_callbacks_are_captured_around_it(self) -> None:
         with self.captureOnCommitCallbacks(execute=True):

@@ -84,7 +84,7 @@ class Watched:
             worker.kill()
 
     def _noted(self, what: str) -> list[dict[str, str]]:
-        lines = [json.loads(line) for line in self.noted.read_text().splitlines()]
+        lines = [json.loads(line) for line in self.noted.read_text().split("\n")[:-1]]
         return [line for line in lines if line["what"] == what]
 
     def errors(self) -> list[tuple[str, str, str]]:

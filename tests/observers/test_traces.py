@@ -104,7 +104,7 @@ class Application:
         return root
 
     def spans(self) -> list[Span]:
-        return [json.loads(line) for line in self.noted.read_text().splitlines()]
+        return [json.loads(line) for line in self.noted.read_text().split("\n")[:-1]]  # whole lines
 
     def runs(self, task: str) -> list[Span]:
         """Return the runs of a task, the first to start first."""

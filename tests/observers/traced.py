@@ -70,7 +70,9 @@ def declare(bridge: Bridge) -> Shop:
         return 1
 
     # Long enough for a worker to stop meanwhile: what waits in the queue of its engine is not taken across on RabbitMQ.
-    @bridge.task(name="across", retry=RetryPolicy(delays=[6], max_attempts=None, jitter=0))
+    pause_s = 30 if bridge.settings.url.broker == "amqp" else 6
+
+    @bridge.task(name="across", retry=RetryPolicy(delays=[pause_s], max_attempts=None, jitter=0))
     def across(failing: str) -> str:
         engine = bridge.settings.url.engine
         if engine == failing:

@@ -337,6 +337,21 @@ def test_half_a_line_is_dropped() -> None:
         assert samples(text)['taskbridge_attempts_total{outcome="done",task="fine"}'] == 1
 
 
+def test_what_only_another_release_counts_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, totals = CollectorRegistry(), Totals()
+    registry.register(totals)
+    totals.add(
+        [
+            ("taskbridge_unheard_of_total", ["fine"], [1.0]),
+            ("taskbridge_run_seconds", ["fine", "email", "done"], [1.0, 2.0]),
+            ("taskbridge_attempts_total", ["fine", "done", "new"], [1.0]),
+            ("taskbridge_attempts_total", ["fine", "done"], [3.0]),
+        ]
+    )
+
+    assert samples(generate_latest(registry).decode()) == {'taskbridge_attempts_total{outcome="done",task="fine"}': 3}
+
+
 # What broker and store tell
 
 

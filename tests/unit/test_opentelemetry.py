@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from opentelemetry import baggage, context, trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from taskbridge import Bridge, BrokerUnavailable, Discard, RetryPolicy, current
+from taskbridge import Bridge, BrokerUnavailable, Discard, Event, RetryPolicy, current
 from taskbridge.integrations.opentelemetry import instrument
 from taskbridge.message import Message
 from taskbridge.testing import capture_sent
@@ -25,7 +25,7 @@ class Traced:
 
     def __init__(self, url: str = "inline://?threads=0", **settings: Any) -> None:
         self.exporter = InMemorySpanExporter()
-        provider = TracerProvider()
+        self.provider = provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.tracer = provider.get_tracer("application")
         self.bridge = Bridge(url, **settings)
@@ -280,14 +280,30 @@ def test_headers_that_somebody_forged_start_a_trace_of_their_own(traced: Traced)
     assert attributes_of(traced.span("process default"))["taskbridge.outcome"] == "done"
 
 
-def test_other_baggage_of_a_message_is_kept(traced: Traced) -> None:
+def test_a_flush_that_hangs_does_not_hold_up_the_stop_of_a_worker(
+    traced: Traced, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Hangs(SpanProcessor):
+        def force_flush(self, timeout_millis: int = 30_000) -> bool:
+            return is_over.wait(600)
+
+    is_over = threading.Event()
+    traced.provider.add_span_processor(Hangs())
+    traced.bridge.hooks.call(Event(name="worker_stopping"))
+    is_over.set()
+
+    assert [record.getMessage() for record in caplog.records] == ["spans may be lost: traces took too long"]
+
+
+@pytest.mark.parametrize("theirs", ["theirs=1", "tenant=acmeltd"])
+def test_other_baggage_of_a_message_is_kept(theirs: str, traced: Traced) -> None:
     with capture_sent(traced.bridge) as sent, traced.tracer.start_as_current_span("request"):
         token = context.attach(baggage.set_baggage("tenant", "acme"))
-        traced.bridge.named("shop.odd").using(headers={"baggage": "theirs=1"}).send()
+        traced.bridge.named("shop.odd").using(headers={"baggage": theirs}).send()
         context.detach(token)
 
     (message,) = sent
-    assert message.headers["baggage"] == "theirs=1,tenant=acme"
+    assert message.headers["baggage"] == f"{theirs},tenant=acme"
     assert message.headers["traceparent"].startswith("00-")
 
 

@@ -147,6 +147,32 @@ def test_arguments_are_shown_as_the_application_redacts_them(bridge: Bridge, kep
     assert secret not in json.dumps(kept.items)
 
 
+def test_errors_are_shown_as_the_application_redacts_them(bridge: Bridge, kept: Kept) -> None:
+    @bridge.task(name="shop.login")
+    def login(token: str) -> None:
+        try:
+            raise KeyError(token)
+        except KeyError as exc:
+            raise ValueError(token) from exc
+
+    @bridge.dead.redact
+    def redact(entry: DeadEntry) -> DeadEntry:
+        error = None if entry.error is None else replace(entry.error, message="***")
+        return replace(entry, args=(), error=error)
+
+    secret = uuid4().hex
+    login.send(secret)
+    bridge.run_until_idle()
+
+    (event,) = kept.events()
+    assert [(each["type"], each["value"]) for each in event["exception"]["values"]] == [
+        ("KeyError", ""),
+        ("ValueError", "***"),
+    ]
+    assert [crumb["message"] for crumb in event["breadcrumbs"]["values"]] == ["attempt 1 failed: ValueError: ***"]
+    assert secret not in json.dumps(kept.items)
+
+
 def test_what_dies_without_a_run_is_an_event_too(bridge: Bridge, kept: Kept) -> None:
     @bridge.task(name="shop.odd", retry=RetryPolicy.never())
     def odd(number: int) -> None:
@@ -183,12 +209,19 @@ def test_a_send_that_fails_says_so(kept: Kept) -> None:
     assert sent["status"] == "internal_error"
 
 
-def test_forged_headers_change_nothing_but_the_trace(bridge: Bridge, kept: Kept) -> None:
+FORGED = [
+    {"sentry-trace": 5, "baggage": "a=b,;;="},
+    {"sentry-trace": f"{'1' * 32}-{'2' * 16}-1", "baggage": "sentry-sample_rate=Infinity"},
+]
+
+
+@pytest.mark.parametrize("headers", FORGED, ids=lambda each: each["baggage"])
+def test_forged_headers_change_nothing_but_the_trace(headers: dict[str, Any], bridge: Bridge, kept: Kept) -> None:
     @bridge.task(name="shop.forged")
     def forged() -> None: ...
 
     def forge(event: Any) -> None:
-        event.message.headers.update({"sentry-trace": 5, "baggage": "a=b,;;=", "sentry-task-due-time": "soon"})
+        event.message.headers.update(headers)
 
     bridge.on("before_send")(forge)
     forged.send()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, MetaData, Table, create_engine, event, inspect
+from sqlalchemy.engine.url import make_url
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -192,6 +193,35 @@ def test_a_broker_that_is_away_leaves_the_commit_and_the_session_as_they_are(
     assert bridge.run_until_idle() == 0
 
 
+@pytest.mark.parametrize("listens", ["to the session", "to all sessions"])
+def test_what_is_sent_as_the_application_is_told_of_a_commit_is_a_part_of_it(
+    listens: str, bridge: Bridge, sessions: sessionmaker[Session]
+) -> None:
+    note = bridge.named("note")
+    numbers = iter(range(1, 10))
+
+    def send(session: Session) -> None:
+        note.using(commit=after_commit(session)).send(next(numbers))
+
+    with sessions() as session:
+        target = session if listens == "to the session" else Session
+        event.listen(target, "after_commit", send)
+        try:
+            session.begin()
+            with session.begin_nested():
+                pass
+            with suppress(Undo), session.begin_nested():
+                with session.begin_nested():
+                    pass
+                raise Undo
+            assert bridge.run_until_idle() == 0
+            session.commit()
+        finally:
+            event.remove(target, "after_commit", send)
+    bridge.run_until_idle()
+    assert ran == [1, 3]  # 2 is of the savepoint that was rolled back
+
+
 def test_a_session_that_is_done_with_is_not_kept(bridge: Bridge, sessions: sessionmaker[Session]) -> None:
     session = sessions()
     bridge.named("note").using(commit=after_commit(session)).send(1)
@@ -289,6 +319,20 @@ def test_rows_that_another_worker_claims_now_are_passed_over(bridge: Bridge, pos
         found = outbox.due_entries(most=10, lease_s=600, timeout_s=1)
     assert len(found) == 1
     assert str(locked.id) not in dict(found)
+    engine.dispose()
+
+
+def test_a_database_that_passes_over_no_locked_rows_is_asked_for_no_locks(
+    bridge: Bridge, tmp_path: Path, table: Table
+) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/application.db")
+    table.metadata.create_all(engine)
+    asked: list[str] = []
+    oracle = make_url("oracle://").get_dialect()()
+    event.listen(engine, "before_execute", lambda _, clause, *__: asked.append(str(clause.compile(dialect=oracle))))
+    assert SessionOutbox(bridge, engine, table).due_entries(most=1, lease_s=1, timeout_s=1) == []
+    assert len(asked) == 1
+    assert "FOR UPDATE" not in asked[0]
     engine.dispose()
 
 
@@ -479,6 +523,58 @@ def test_a_coroutine_sends_in_its_own_current_session(
     assert held(engine, table) == [1, 3]
     bridge.run_until_idle()
     assert sorted(ran) == [1, 2, 3]
+
+
+def test_only_sends_that_need_the_current_session_ask_for_it_and_in_the_task_that_sends(
+    bridge: Bridge, sessions: sessionmaker[Session], engine: Engine, table: Table
+) -> None:
+    asked_in: list[Any] = []
+
+    def nowhere() -> Session:
+        asked_in.append(asyncio.current_task())
+        raise LookupError("no session is current")
+
+    SessionOutbox(bridge, engine, table, current=nowhere)
+    note = bridge.named("note")
+
+    async def work() -> None:
+        await bridge.asend_many(note.call(number) for number in range(3))
+        assert asked_in == []
+        with pytest.raises(LookupError, match="no session"):
+            await bridge.asend_many([note.using(commit="outbox").call(3)])
+        assert set(asked_in) == {asyncio.current_task()}
+
+    asyncio.run(work())
+    assert bridge.run_until_idle() == 3
+
+
+def test_a_send_that_is_cancelled_as_it_asks_for_the_current_session_leaves_no_thread(
+    bridge: Bridge, engine: Engine, table: Table
+) -> None:
+    outbox = SessionOutbox(bridge, engine, table, current=lambda: pytest.fail("nobody waits"))
+    asks = asyncio.Event()
+    ended: list[BaseException] = []
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+
+        def act() -> None:
+            loop.call_soon_threadsafe(sending.cancel)
+            try:
+                outbox.session()
+            except BaseException as exc:
+                ended.append(exc)
+                raise
+            finally:
+                loop.call_soon_threadsafe(asks.set)
+
+        sending = asyncio.ensure_future(outbox.aside(act))
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        await asyncio.wait_for(asks.wait(), 60)
+
+    asyncio.run(work())
+    assert len(ended) == 1
 
 
 def test_without_sqlalchemy_it_says_what_to_install() -> None:

@@ -222,6 +222,15 @@ def test_a_database_that_hangs_holds_nothing_else_back(
         answers.set()
 
 
+def test_an_outbox_that_is_set_after_the_worker_has_started_is_relayed(bridge: Bridge, ledger: Ledger) -> None:
+    bridge.transactions = None
+    with bridge.embedded_worker():
+        bridge.named("note").send(1).result(timeout=60)
+        bridge.transactions = ledger
+        bridge.named("note").using(commit="outbox").send(2)
+        wait_until(lambda: ran == [1, 2], timeout_s=60, saw=lambda: ran)
+
+
 def test_what_runs_what_it_sends_asks_an_outbox_only_for_what_it_has_put_there(bridge: Bridge, ledger: Ledger) -> None:
     ledger.error = AssertionError("no query")
     bridge.named("note").send(1)

@@ -237,6 +237,16 @@ def test_what_is_said_after_an_act_is_signed(client: TestClient) -> None:
     assert "password" not in client.get("/").text
 
 
+def test_what_is_said_after_an_act_is_no_token_of_a_form(client: TestClient) -> None:
+    form = {"token": token_of(client), "target": "email"}
+    assert client.post("/act/pause", data=form, follow_redirects=False).status_code == 303
+    said = client.cookies["taskbridge_said"]
+    client.cookies.clear()
+    client.cookies.set("taskbridge_forms", said)
+
+    assert client.post("/act/resume", data={**form, "token": said}).status_code == 403
+
+
 # Who may do what
 
 

@@ -63,7 +63,7 @@ def look_after(bridge: Bridge) -> None:
         finally:
             orm.end(_tidy)
             _tidy()
-            for each in _mine.used_caches:
+            for each in getattr(_mine, "used_caches", ()):  # unless `before` has failed
                 each.close()
 
     connection_created.connect(_note_connected)

@@ -69,17 +69,17 @@ def run_tasks(bridge: Bridge | None = None, *, raise_errors: bool = True) -> int
         raise_errors: Whether to raise the error of the first message that died, after all have run.
     """
     of, dead, runs = default_bridge() if bridge is None else bridge, list[Event](), 0
-    callbacks = [cast("list[Any]", connections[alias].run_on_commit) for alias in connections]
-    begins = [len(each) for each in callbacks]
+    begins = {alias: len(connections[alias].run_on_commit) for alias in connections}
     with of.hooks.added("dead", dead.append):
         is_idle = False
         while not is_idle:
             runs += of.run_until_idle()
             is_idle = True
-            for of_database, begin in zip(callbacks, begins, strict=True):
-                while len(of_database) > begin:  # for a test's transaction is never committed
+            for alias, begin in begins.items():  # for a test's transaction is never committed
+                # Looked up each time, for a savepoint that is rolled back leaves another list.
+                while len(callbacks := cast("list[Any]", connections[alias].run_on_commit)) > begin:
                     is_idle = False
-                    _, callback, is_robust = of_database.pop(begin)
+                    _, callback, is_robust = callbacks.pop(begin)
                     try:
                         callback()
                     except Exception:

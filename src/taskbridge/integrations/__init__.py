@@ -52,5 +52,5 @@ def add_baggage(headers: dict[str, Any], baggage: str) -> None:
     former = headers.get(BAGGAGE)
     if not isinstance(former, str) or not former:
         headers[BAGGAGE] = baggage
-    elif baggage not in former:
+    elif f",{baggage}," not in f",{former},":
         headers[BAGGAGE] = f"{former},{baggage}"

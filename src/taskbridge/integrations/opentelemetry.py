@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextvars import Token
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from taskbridge import failures
 from taskbridge._version import __version__
+from taskbridge.background import in_time
 from taskbridge.exceptions import NotInstalledError
 from taskbridge.integrations import BAGGAGE, SYSTEMS, TOGETHER, Open, add_baggage
+from taskbridge.logs import logger
 from taskbridge.observing import Observer, outcome_of
 
 try:
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
     from taskbridge.retry import Verdict
 
 _NAME: Final = "taskbridge"
+_FLUSH_S: Final = 2.0
+
+_log = logger("taskbridge.traces")
 
 LINKED_AFTER_S: Final = 60.0
 """How long after its send a run starts a trace of its own, with a link to the send; until then it is its child."""
@@ -145,9 +151,13 @@ class _Traces(Observer):
             opened.close()
 
     def flush(self, _: Event) -> None:
-        """Hand over what is left: children of Celery's pool end without `atexit`."""
+        """Hand over what is left, for at most 2 s: children of Celery's pool end without `atexit`."""
         provider = trace.get_tracer_provider() if self._provider is None else self._provider
-        getattr(provider, "force_flush", bool)()  # which only the SDK's have
+        flush, until = getattr(provider, "force_flush", bool), monotonic() + _FLUSH_S  # which only the SDK's have
+        try:
+            in_time("traces", flush, bool, left_s=lambda: until - monotonic())
+        except TimeoutError as exc:
+            _log.warning("spans may be lost: %s", exc)
 
     def _foreign(self) -> Span | None:
         """Return the span that another tool has made of the run that starts: that one is enough.

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from taskbridge import failures, locks
 from taskbridge.exceptions import NotInstalledError
 from taskbridge.integrations import BAGGAGE, SYSTEMS, TOGETHER, Open, add_baggage
+from taskbridge.message import DeadLetter
 from taskbridge.observing import Observer, Outcome, outcome_of
-from taskbridge.retry import Dead
+from taskbridge.retry import Dead, ErrorInfo
 
 try:
     import sentry_sdk
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 _PUBLISH: Final = "queue.publish"
 _PROCESS: Final = "queue.process"
 _TRACE: Final = "sentry-trace"
-_DUE: Final = (
-    "sentry-task-due-time"  # when a delayed message starts, in seconds since the epoch: latency counts from it
-)
 _ORIGIN: Final = "auto.queue.taskbridge"
 _FLUSH_S: Final = 2.0
 
@@ -77,25 +75,24 @@ class _Queues(Observer):
     # Sends
 
     def before_send(self, event: Event) -> None:
-        """Have a message say when it is due, and what it is sent in, which it may leave before it is published."""
+        """Have a message say what it is sent in, which it may leave before it is published."""
         if event.message is not None and sentry_sdk.is_initialized():
-            if event.delay_s > 0:
-                event.message.headers[_DUE] = repr(event.message.enqueued_at + event.delay_s)
             _inject([event.message])
 
     def sending(self, messages: Sequence[Message]) -> None:
         if not sentry_sdk.is_initialized():
             return
-        first, exits = messages[0], ExitStack()
-        span: Any = exits.enter_context(sentry_sdk.start_span(op=_PUBLISH, name=first.queue, origin=_ORIGIN))
-        if all(each.queue == first.queue for each in messages):
-            span.set_data("messaging.destination.name", first.queue)
-        if len(messages) == 1:
-            self._describe(span, first)
-        else:
-            span.set_data(TOGETHER, len(messages))
-        _inject(messages)
-        self._open.push(messages, _Opened(exits, [span], True))
+        first = messages[0]
+        with ExitStack() as exits:
+            span: Any = exits.enter_context(sentry_sdk.start_span(op=_PUBLISH, name=first.queue, origin=_ORIGIN))
+            if all(each.queue == first.queue for each in messages):
+                span.set_data("messaging.destination.name", first.queue)
+            if len(messages) == 1:
+                self._describe(span, first)
+            else:
+                span.set_data(TOGETHER, len(messages))
+            _inject(messages)
+            self._open.push(messages, _Opened(exits.pop_all(), [span], True))
 
     def sent(self, messages: Sequence[Message], seconds: float, error: BaseException | None) -> None:
         if (opened := self._open.pop(messages)) is not None:
@@ -107,29 +104,25 @@ class _Queues(Observer):
     def running(self, message: Message, started_at: float) -> None:
         if not sentry_sdk.is_initialized():
             return
-        exits, spans, is_seen = ExitStack(), list[Any](), self._is_seen()
-        if not is_seen:
-            exits.enter_context(sentry_sdk.isolation_scope()).clear_breadcrumbs()
-            texts = {name: message.headers.get(name) for name in (_TRACE, BAGGAGE)}
-            headers: Any = {name: text for name, text in texts.items() if isinstance(text, str)}
-            continued = sentry_sdk.continue_trace(
-                headers, op="queue.task.taskbridge", name=message.task, source="task", origin=_ORIGIN
-            )
-            spans.append(exits.enter_context(sentry_sdk.start_transaction(continued)))
-        span: Any = sentry_sdk.get_current_span()
-        if not is_seen or span.op != _PROCESS:
-            span = exits.enter_context(sentry_sdk.start_span(op=_PROCESS, name=message.task, origin=_ORIGIN))
-            spans.append(span)
-        self._describe(span, message)
-        span.set_data("messaging.destination.name", message.queue)
-        span.set_data("messaging.message.retry.count", message.attempt - 1)
-        if message.attempt == 1 and message.replays == 0:
-            latency_s = started_at - _due_at(message)
-            span.set_data("messaging.message.receive.latency", max(0.0, latency_s) * 1000)
-        if message.error is not None:
-            text = f"attempt {message.attempt - 1} failed: {message.error.type}: {message.error.message}"
-            sentry_sdk.add_breadcrumb(type="error", category="taskbridge.retry", level="warning", message=text)
-        self._open.push(message, _Opened(exits, spans, is_seen))
+        spans, is_seen = list[Any](), self._is_seen()
+        with ExitStack() as exits:
+            if not is_seen:
+                exits.enter_context(sentry_sdk.isolation_scope()).clear_breadcrumbs()
+                spans.append(exits.enter_context(sentry_sdk.start_transaction(_continued(message))))
+            span: Any = sentry_sdk.get_current_span()
+            if not is_seen or span.op != _PROCESS:
+                span = exits.enter_context(sentry_sdk.start_span(op=_PROCESS, name=message.task, origin=_ORIGIN))
+                spans.append(span)
+            self._describe(span, message)
+            span.set_data("messaging.destination.name", message.queue)
+            span.set_data("messaging.message.retry.count", message.attempt - 1)
+            if message.attempt == 1 and message.replays == 0:
+                due_at = message.enqueued_at if message.due_at is None else message.due_at
+                span.set_data("messaging.message.receive.latency", max(0.0, started_at - due_at) * 1000)
+            if (error := self._shown(message, message.error)) is not None:
+                text = f"attempt {message.attempt - 1} failed: {error.type}: {error.message}"
+                sentry_sdk.add_breadcrumb(type="error", category="taskbridge.retry", level="warning", message=text)
+            self._open.push(message, _Opened(exits.pop_all(), spans, is_seen))
 
     def ran(self, message: Message, verdict: Verdict, started_at: float, seconds: float) -> None:
         if (opened := self._open.pop(message)) is None:
@@ -166,6 +159,13 @@ class _Queues(Observer):
         span.set_data("messaging.message.id", message.id)
         span.set_data("messaging.message.body.size", len(message.args_json) + len(message.kwargs_json))
 
+    def _shown(self, message: Message, error: ErrorInfo | None) -> ErrorInfo | None:
+        """Return what may be shown of a message's error, whose text may hold arguments."""
+        dead = self._bridge.dead
+        if not dead.redacts:
+            return error
+        return dead.shown(DeadLetter(message=message, reason="", died_at=0.0, error=error)).error
+
     def _capture(self, message: Message, error: BaseException | None, reason: str) -> None:
         client, dead = sentry_sdk.get_client(), self._bridge.dead
         about: dict[str, Any] = {"task": message.task, "id": message.id, "attempt": message.attempt, "reason": reason}
@@ -184,6 +184,12 @@ class _Queues(Observer):
                 return
             mechanism = {"type": "taskbridge", "handled": False}
             told, hint = event_from_exception(failures.presentable(error), client_options=options, mechanism=mechanism)
+            if dead.redacts:
+                shown = self._shown(message, ErrorInfo.of(error))
+                *causes, raised = told.get("exception", {})["values"]
+                for each in causes:
+                    each["value"] = ""
+                raised["value"] = "" if shown is None else shown.message
             scope.capture_event(told, hint=hint)
 
 
@@ -196,9 +202,12 @@ def _inject(messages: Sequence[Message]) -> None:
             add_baggage(message.headers, baggage)
 
 
-def _due_at(message: Message) -> float:
-    due = message.headers.get(_DUE)
+def _continued(message: Message) -> Any:
+    """Return the transaction of a run, in the trace that its message was sent in."""
+    texts = {name: message.headers.get(name) for name in (_TRACE, BAGGAGE)}
+    headers: Any = {name: text for name, text in texts.items() if isinstance(text, str)}
+    about: Any = {"op": "queue.task.taskbridge", "name": message.task, "source": "task", "origin": _ORIGIN}
     try:
-        return message.enqueued_at if due is None else float(due)
-    except ValueError:  # somebody else has written it
-        return message.enqueued_at
+        return sentry_sdk.continue_trace(headers, **about)
+    except (ValueError, OverflowError):  # somebody else has written them
+        return sentry_sdk.continue_trace({}, **about)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Generator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from typing import Any, Final, TypeAlias, TypeVar, cast
@@ -39,13 +40,15 @@ AnySession: TypeAlias = Session | AsyncSession | scoped_session[Any] | async_sco
 """A session, or a registry of sessions, which means its current one."""
 
 _Publish: TypeAlias = Callable[[Sequence[Any]], object]
+_Held: TypeAlias = tuple[SessionTransaction | None, Sequence[Any], _Publish]
 
 _KEY: Final = "taskbridge"  # in `Session.info`
-_SKIPS_LOCKED: Final = ("postgresql", "mysql", "mariadb", "oracle")
+_SKIPS_LOCKED: Final = ("postgresql", "mysql", "mariadb")
 
-_Caller: TypeAlias = tuple[asyncio.AbstractEventLoop, "Session | AsyncSession | None"]
+_Caller: TypeAlias = tuple[asyncio.AbstractEventLoop, "Callable[[], Session | AsyncSession | None]"]
 _caller: Final[ContextVar[_Caller | None]] = ContextVar("taskbridge_caller", default=None)
-"""In a thread that acts for a coroutine: its event loop, where alone sessions may be used, and its current session."""
+"""In a thread that acts for a coroutine: its event loop, where alone sessions may be used, and what asks it which one
+is current."""
 
 
 def outbox_table(metadata: MetaData, *, name: str = "taskbridge_outboxentry", schema: str | None = None) -> Table:
@@ -84,10 +87,11 @@ class _Sends:
     def hold(self, database: str, held: Sequence[Any], publish: _Publish) -> None:
         found = self._found()
         session = found.sync_session if isinstance(found, AsyncSession) else found
-        waiting: _Waiting | None = session.info.get(_KEY)
-        if waiting is None:
-            waiting = session.info[_KEY] = _Waiting(session, is_async=session is not found)
-        waiting.add(session, held, publish)
+        if not session.in_transaction():
+            session.begin()
+        waiting = _waiting(session)
+        waiting.is_async = session is not found
+        waiting.held.append((_innermost(session), held, publish))
 
     def put_into(self, table: Table, namespace: str, texts: Sequence[str], then: Callable[[], object] | None) -> None:
         session, caller, rows = self._found(), _caller.get(), [{"namespace": namespace, "text": text} for text in texts]
@@ -101,13 +105,34 @@ class _Sends:
             self.hold("", [None], lambda _: then())
 
     async def aside(self, act: Callable[[], T]) -> T:
-        caller = asyncio.get_running_loop(), self.session()
+        """Do as `Sends.aside` says; only if the act asks for the current session, the coroutine looks for it."""
+        loop, answer = asyncio.get_running_loop(), Future["Session | AsyncSession | None"]()
+        is_asked: asyncio.Future[bool] = loop.create_future()
+
+        def say(value: bool) -> None:
+            if not is_asked.done():
+                is_asked.set_result(value)
+
+        def ask() -> Session | AsyncSession | None:
+            loop.call_soon_threadsafe(say, True)
+            return answer.result()
 
         def run() -> T:
-            _caller.set(caller)  # for this act alone: the thread has a context of its own
-            return act()
+            _caller.set((loop, ask))  # for this act alone: the thread has a context of its own
+            try:
+                return act()
+            finally:
+                loop.call_soon_threadsafe(say, False)
 
-        return await in_thread(run)
+        acting = asyncio.ensure_future(in_thread(run))
+        try:
+            answer.set_result(self.session() if await is_asked else None)
+        except BaseException as exc:
+            answer.set_exception(exc)  # which the act raises
+            if not isinstance(exc, Exception):
+                acting.cancel()
+                raise
+        return await acting
 
     def _found(self) -> Session | AsyncSession:
         if (session := self.session()) is None:
@@ -178,7 +203,7 @@ class SessionOutbox(_Sends):
         if self._of_current is None:
             return None
         caller = _caller.get()
-        return self._of_current() if caller is None else caller[1]
+        return self._of_current() if caller is None else caller[1]()
 
     def put(self, texts: Sequence[str], then: Callable[[], object] | None) -> None:
         """Insert entries in the current session's transaction; call `then` when they are committed."""
@@ -193,11 +218,12 @@ class SessionOutbox(_Sends):
         due = self.table.select().where(is_due).order_by(self.table.c.leased_until, key).limit(most)
         lease = self.table.update().values(leased_until=now + lease_s)
         with self._asked() as connection:
-            found = connection.execute(due.with_for_update(skip_locked=True)).all()
-            if found and connection.dialect.name in _SKIPS_LOCKED:
-                connection.execute(lease.where(key.in_([each.id for each in found])))
+            if connection.dialect.name in _SKIPS_LOCKED:
+                if found := connection.execute(due.with_for_update(skip_locked=True)).all():
+                    connection.execute(lease.where(key.in_([each.id for each in found])))
             else:
-                found = [each for each in found if connection.execute(lease.where(is_due, key == each.id)).rowcount]
+                seen = connection.execute(due).all()
+                found = [each for each in seen if connection.execute(lease.where(is_due, key == each.id)).rowcount]
         return [(str(each.id), each.text) for each in found]
 
     def remove_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
@@ -226,45 +252,59 @@ class SessionOutbox(_Sends):
             raise BrokerUnavailable(f"the outbox {self.table.fullname!r}: {problem}{named}") from exc
 
 
+@dataclass(slots=True)
 class _Waiting:
-    """What waits for the commit of one session, in order: in which transaction or savepoint, and who publishes it."""
+    """What waits for the commit of one session, in order: in which transaction or savepoint, and who publishes it.
 
-    def __init__(self, session: Session, *, is_async: bool) -> None:
-        self._is_async = is_async
-        self._held: list[tuple[SessionTransaction | None, Sequence[Any], _Publish]] = []
-        self._committed: list[tuple[SessionTransaction | None, Sequence[Any], _Publish]] = []
-        event.listen(session, "after_commit", self._commit)
-        event.listen(session, "after_transaction_end", self._end)
+    Attributes:
+        is_async: Whether coroutines use the session.
+        held: What waits.
+        committed: The transaction or savepoint that is committed, and not yet ended.
+    """
 
-    def add(self, session: Session, held: Sequence[Any], publish: _Publish) -> None:
-        if not session.in_transaction():
-            session.begin()
-        self._held.append((session.get_nested_transaction() or session.get_transaction(), held, publish))
+    is_async: bool = False
+    held: list[_Held] = field(default_factory=list["_Held"])
+    committed: SessionTransaction | None = None
 
-    def _commit(self, session: Session) -> None:
-        """Note a commit: of a savepoint, so that the one around it decides, or of the transaction."""
-        savepoint = session.get_nested_transaction()
-        if savepoint is None:
-            self._committed, self._held = self._held, []
+
+# Of all sessions, and from the start: none can be listened to while it tells others of a commit, who may send then.
+
+
+@event.listens_for(Session, "after_commit")
+def _note_commit(session: Session) -> None:
+    _waiting(session).committed = _innermost(session)
+
+
+@event.listens_for(Session, "after_transaction_end")
+def _end(session: Session, transaction: SessionTransaction) -> None:
+    """Forget what a transaction or savepoint holds that was not committed; else leave it to the outer one, or publish.
+
+    Not before the end, for what `publish` raises would leave the session in its transaction.
+    """
+    waiting, outer = _waiting(session), transaction.parent
+    is_committed = waiting.committed is transaction
+    if is_committed:
+        waiting.committed = None
+        if outer is not None:
+            waiting.held = [(outer if of is transaction else of, held, act) for of, held, act in waiting.held]
+    ended = [each for each in waiting.held if each[0] is transaction]
+    waiting.held = [each for each in waiting.held if each[0] is not transaction]
+    for publish, some in groupby(ended if is_committed else (), lambda each: each[2]):
+        act = partial(publish, [each for _, held, _ in some for each in held])
+        if waiting.is_async:
+            await_only(in_thread(act))
         else:
-            outer = savepoint.parent
-            self._held = [(outer if of is savepoint else of, held, act) for of, held, act in self._held]
+            act()
 
-    def _end(self, _: Session, transaction: SessionTransaction) -> None:
-        """Forget what a transaction or savepoint that was not committed holds; publish what is committed.
 
-        Not before the end, for what `publish` raises would leave the session in its transaction.
-        """
-        self._held = [each for each in self._held if each[0] is not transaction]
-        if transaction.parent is not None:
-            return
-        committed, self._committed = self._committed, []
-        for publish, some in groupby(committed, lambda each: each[2]):
-            act = partial(publish, [each for _, held, _ in some for each in held])
-            if self._is_async:
-                await_only(in_thread(act))
-            else:
-                act()
+def _waiting(session: Session) -> _Waiting:
+    waiting: _Waiting = session.info.setdefault(_KEY, _Waiting())
+    return waiting
+
+
+def _innermost(session: Session) -> SessionTransaction | None:
+    """Return the savepoint that a session is in, or else its transaction."""
+    return session.get_nested_transaction() or session.get_transaction()
 
 
 def _current(session: AnySession) -> Session | AsyncSession:

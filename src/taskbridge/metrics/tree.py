@@ -52,9 +52,12 @@ class Totals:
         self._rows: dict[tuple[str, tuple[str, ...]], list[float]] = {}
 
     def add(self, rows: Iterable[tuple[str, Sequence[str], list[float]]]) -> None:
-        """Add rows to those that are there."""
+        """Add rows to those that are there; those of a form that only another release knows are dropped."""
         with self._lock:
             for name, labels, row in rows:
+                about = COUNTED.get(name)
+                if about is None or len(labels) != len(about.labels) or len(row) != len(row_of(name, ())):
+                    continue
                 key = name, tuple(labels)
                 former = self._rows.get(key)
                 self._rows[key] = row if former is None else [*map(add, former, row)]

@@ -76,13 +76,13 @@ class Guard:
     def token(self, request: Request) -> str:
         """Return the token of a request's cookie, or a new one."""
         token = request.cookies.get(_FORMS, "")
-        return token if self._read(token) else self._signed(secrets.token_urlsafe(16))
+        return token if self._read(_FORMS, token) else self._signed(_FORMS, secrets.token_urlsafe(16))
 
     def is_forged(self, request: Request, token: str) -> bool:
         """Return whether a form was not made by this page for this browser, and log it then."""
         kept = request.cookies.get(_FORMS, "")
         site = request.headers.get("sec-fetch-site", "same-origin")
-        is_own = bool(self._read(kept)) and hmac.compare_digest(kept.encode(), token.encode())
+        is_own = bool(self._read(_FORMS, kept)) and hmac.compare_digest(kept.encode(), token.encode())
         if is_own and site in ("same-origin", "none"):
             return False
         _log.warning("%s sent a form without the token of this page: %s", who(request), request.url.path)
@@ -90,7 +90,7 @@ class Guard:
 
     def said(self, request: Request) -> str:
         """Return what the page before had said by `finished`; empty if it was nothing."""
-        return unquote(self._read(request.cookies.get(_SAID, "")))
+        return unquote(self._read(_SAID, request.cookies.get(_SAID, "")))
 
     def finished(self, request: Request, response: Response, token: str, text: str = "") -> Response:
         """Return a page with what has to be with it; the next page says the text."""
@@ -98,7 +98,7 @@ class Guard:
         if request.cookies.get(_FORMS) != token:
             self._keep(request, response, _FORMS, token)
         if text:
-            self._keep(request, response, _SAID, self._signed(quote(text[:500])))
+            self._keep(request, response, _SAID, self._signed(_SAID, quote(text[:500])))
         elif _SAID in request.cookies:
             response.delete_cookie(_SAID, path=_path(request))
         return response
@@ -107,14 +107,15 @@ class Guard:
         is_secure = request.url.scheme == "https"
         response.set_cookie(name, value, path=_path(request), secure=is_secure, httponly=True, samesite="strict")
 
-    def _signed(self, text: str) -> str:
-        digest = hmac.digest(self._secret().encode(), text.encode(), sha256)
+    def _signed(self, name: str, text: str) -> str:
+        """Return a text that is signed as the value of one cookie."""
+        digest = hmac.digest(self._secret().encode(), f"{name}={text}".encode(), sha256)
         return f"{text}.{base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
 
-    def _read(self, signed: str) -> str:
+    def _read(self, name: str, signed: str) -> str:
         """Return the text that was signed; empty if it wasn't here."""
         text = signed.rpartition(".")[0]
-        return text if text and hmac.compare_digest(self._signed(text).encode(), signed.encode()) else ""
+        return text if text and hmac.compare_digest(self._signed(name, text).encode(), signed.encode()) else ""
 
 
 def _path(request: Request) -> str:
