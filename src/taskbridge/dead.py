@@ -265,6 +265,7 @@ class DeadLetters:
                 return None
             message = letter.message.replayed(self._bridge.now())
             delay_s = delays.setdefault(letter.id, 0.0 if per_second is None else len(delays) / per_second)
+            message = replace(message, due_at=self._bridge.now() + delay_s)  # the stagger is no wait for a worker
             if message.unique and self._bridge.store is not None:
                 unique[letter.id] = message
                 return None

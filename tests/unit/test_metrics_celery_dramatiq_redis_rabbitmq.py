@@ -74,6 +74,11 @@ EXPECTED = {
     'taskbridge_paused{queue="email"}': 0,
     'taskbridge_paused{queue="default"}': 0,
     'taskbridge_schedule_missed_total{schedule="nightly"}': 0,
+    'taskbridge_messages_total{queue="email",state="dead",task="fine"}': 0,
+    'taskbridge_messages_total{queue="default",state="dead",task="drops"}': 0,
+    'taskbridge_messages_total{queue="default",state="dead",task="nightly"}': 0,
+    'taskbridge_messages_total{queue="default",state="dead",task="sends"}': 0,
+    **{f'taskbridge_attempts_total{{outcome="lost",task="{task}"}}': 0 for task in (*SENT, "nightly")},
 }
 
 
@@ -81,15 +86,23 @@ class Worker:
     """A worker of two processes on a pair, and a bridge that sends to it."""
 
     def __init__(self, folder: Path, url: str, store: str) -> None:
+        self.scraped: dict[str, float] = {}
         self.log = folder / f"{uuid4().hex}.log"
         namespace = f"metrics-{uuid4().hex[:8]}"
-        env = {**os.environ, "TASKBRIDGE_NAMESPACE": namespace, "TASKBRIDGE_STORE": store}
+        env = {
+            **os.environ,
+            "TASKBRIDGE_NAMESPACE": namespace,
+            "TASKBRIDGE_STORE": store,
+            "TASKBRIDGE_SEND_TIMEOUT": "60",
+        }
         words = [sys.executable, "-m", "taskbridge", "worker", "shop", "--url", url, "--processes", "2"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*words, "--metrics-port", "0"], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        self.bridge = Bridge(url, namespace=namespace, store=store, queues=["email"], routes=[("fine", "email")])
+        self.bridge = Bridge(
+            url, namespace=namespace, store=store, queues=["email"], routes=[("fine", "email")], send_timeout=60
+        )
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")
@@ -98,7 +111,8 @@ class Worker:
         found = re.search(r"metrics on (\S+)", self.said())
         assert found is not None
         with urlopen(found[1], timeout=60) as answer:
-            return samples(answer.read().decode())
+            self.scraped = samples(answer.read().decode())
+        return self.scraped
 
     def wait(self, condition: Callable[[Worker], bool]) -> None:
         deadline = time.monotonic() + WAIT_S
@@ -141,7 +155,7 @@ def test_the_same_program_gives_the_same_metrics(tmp_path: Path, url_of: Callabl
             worker.bridge.send_many(calls)
         for pair, worker in workers.items():
             worker.wait(lambda at: told(at.scrape()) == EXPECTED)
-            scrapes[pair] = worker.scrape()
+            scrapes[pair] = worker.scraped
             last = worker.bridge.send_many([worker.bridge.named("fine").call() for _ in range(AGAIN)])
             for handle in last:
                 handle.result(timeout=WAIT_S)

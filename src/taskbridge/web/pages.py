@@ -182,7 +182,7 @@ class _Pages:
         operations = self._bridge.operations
         counts = self._recent.get("counts", self._bridge.counts)
         queues = self._recent.get("queues", operations.queues)
-        columns = ("oldest_s", "running", "delayed", "dead")
+        columns = ("oldest_s", "running")
         return {
             "alarms": self._recent.get("alarms", operations.alarms),
             "counts": counts,
