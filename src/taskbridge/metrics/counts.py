@@ -62,7 +62,7 @@ class Counts(Observer):
         """Hear of the bridge's messages from here on; what is heard last is handed on as the worker or process ends."""
 
         def started(_: Event) -> None:
-            self._here.get()
+            self._here.get().begin_at_0()
 
         def stopping(_: Event) -> None:  # Celery's children end without `atexit`
             self.flush()
@@ -137,12 +137,18 @@ class _Heard(Background):
         super().__init__("metrics", join_s=_JOIN_S)
         self._deliver = deliver
         self._flushing = locks.Lock()
+        self._bridge = bridge
         self._rows = _Rows(bridge)
-        self._zeros: Batch = []  # what alerts look for begins at 0, else the first death is no increase
-        for each in bridge.declarations():
-            self._zeros.append((MESSAGES, (each.name, bridge.queue_of(each.name), "dead"), [0.0]))
-            self._zeros.append((ATTEMPTS, (each.name, "lost"), [0.0]))
+        self._zeros: Batch = []
         self._see_to_thread()
+
+    def begin_at_0(self) -> None:
+        """Hand on that no known task has died or was lost yet: else an alert would see no increase by the first one."""
+        zeros: Batch = []
+        for each in self._bridge.declarations():
+            zeros.append((MESSAGES, (each.name, self._bridge.queue_of(each.name), "dead"), [0.0]))
+            zeros.append((ATTEMPTS, (each.name, "lost"), [0.0]))
+        self._zeros = zeros
 
     def add(self, key: tuple[str, ...], *values: float) -> None:
         """Note numbers in the row of a metric and the values of its labels."""
