@@ -86,7 +86,6 @@ class Worker:
     """A worker of two processes on a pair, and a bridge that sends to it."""
 
     def __init__(self, folder: Path, url: str, store: str) -> None:
-        self.scraped: dict[str, float] = {}
         self.log = folder / f"{uuid4().hex}.log"
         namespace = f"metrics-{uuid4().hex[:8]}"
         env = {
@@ -100,9 +99,8 @@ class Worker:
             self.process = subprocess.Popen(
                 [*words, "--metrics-port", "0"], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        self.bridge = Bridge(
-            url, namespace=namespace, store=store, queues=["email"], routes=[("fine", "email")], send_timeout=60
-        )
+        routes = [("fine", "email")]
+        self.bridge = Bridge(url, namespace=namespace, store=store, queues=["email"], routes=routes, send_timeout=60)
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")
@@ -111,14 +109,23 @@ class Worker:
         found = re.search(r"metrics on (\S+)", self.said())
         assert found is not None
         with urlopen(found[1], timeout=60) as answer:
-            self.scraped = samples(answer.read().decode())
-        return self.scraped
+            return samples(answer.read().decode())
 
-    def wait(self, condition: Callable[[Worker], bool]) -> None:
+    def scraped(self, condition: Callable[[dict[str, float]], bool]) -> dict[str, float]:
+        """Return the first scrape that meets a condition."""
         deadline = time.monotonic() + WAIT_S
-        while not condition(self):
+        while not condition(found := self.scrape()):
             assert self.process.poll() is None, self.said()
-            assert time.monotonic() < deadline, f"{self.scrape()}\n{self.said()[-5000:]}"
+            assert time.monotonic() < deadline, f"{found}\n{self.said()[-5000:]}"
+            time.sleep(0.1)
+        return found
+
+    def wait_for(self, text: str) -> None:
+        """Wait until the log has a text."""
+        deadline = time.monotonic() + WAIT_S
+        while text not in self.said():
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < deadline, self.said()[-5000:]
             time.sleep(0.1)
 
 
@@ -150,21 +157,20 @@ def test_the_same_program_gives_the_same_metrics(tmp_path: Path, url_of: Callabl
     with ExitStack() as stack:
         workers = {pair: stack.enter_context(started(tmp_path, url_of(pair), store)) for pair in PAIRS}
         for worker in workers.values():
-            worker.wait(lambda at: "taskbridge: ready\n" in at.said())
+            worker.wait_for("taskbridge: ready\n")
             calls = [worker.bridge.named(task).call() for task, number in SENT.items() for _ in range(number)]
             worker.bridge.send_many(calls)
         for pair, worker in workers.items():
-            worker.wait(lambda at: told(at.scrape()) == EXPECTED)
-            scrapes[pair] = worker.scraped
+            scrapes[pair] = worker.scraped(lambda found: told(found) == EXPECTED)
             last = worker.bridge.send_many([worker.bridge.named("fine").call() for _ in range(AGAIN)])
             for handle in last:
                 handle.result(timeout=WAIT_S)
             worker.process.send_signal(signal.SIGHUP)  # all processes end, at once after these runs
         for worker in workers.values():
-            worker.wait(lambda at: "starting the workers anew" in at.said())
-            worker.wait(lambda at: at.scrape()[FINE] == EXPECTED[FINE] + AGAIN)
+            worker.wait_for("starting the workers anew")
+            worker.scraped(lambda found: found[FINE] == EXPECTED[FINE] + AGAIN)
             worker.bridge.named("fine").send().result(timeout=WAIT_S)  # another process runs it
-            worker.wait(lambda at: at.scrape()[FINE] == EXPECTED[FINE] + AGAIN + 1)
+            worker.scraped(lambda found: found[FINE] == EXPECTED[FINE] + AGAIN + 1)
 
     for pair, found in scrapes.items():
         assert found.keys() == scrapes[PAIRS[0]].keys(), pair

@@ -50,11 +50,11 @@ class Totals:
         self._rows: dict[tuple[str, tuple[str, ...]], list[float]] = {}
 
     def add(self, rows: Iterable[tuple[str, Sequence[str], list[float]]]) -> None:
-        """Add rows to those that are there, but for what only another release of taskbridge counts."""
+        """Add rows to those that are there; those of a form that only another release knows are dropped."""
         with self._lock:
             for name, labels, row in rows:
                 about = COUNTED.get(name)
-                if about is None or [len(labels), len(row)] != [len(about.labels), len(row_of(name, ()))]:
+                if about is None or len(labels) != len(about.labels) or len(row) != len(row_of(name, ())):
                     continue
                 key = name, tuple(labels)
                 former = self._rows.get(key)
