@@ -269,6 +269,7 @@ class DeadLetters:
             message = letter.message.replayed(self._bridge.now())
             wanted_s = 0.0 if per_second is None else len(delays) / per_second
             delay_s = delays.setdefault(letter.id, min(wanted_s, LONGEST_DELAY_S))
+            message = replace(message, due_at=self._bridge.now() + delay_s)  # the stagger is no wait for a worker
             if message.unique and self._bridge.store is not None:
                 unique[letter.id] = message
                 return None

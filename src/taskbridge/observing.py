@@ -31,9 +31,10 @@ class Observer:
         """Hear that messages are about to be sent together; `sent` follows in this thread. It may add to headers."""
 
     def sent(self, messages: Sequence[Message], seconds: float, error: BaseException | None) -> None:
-        """Hear that messages were handed to the broker together, or to an outbox, which took so many seconds.
+        """Hear that messages were handed to the broker together, or to a store's outbox, which took so many seconds.
 
-        With an error, some or all were not; of many, a `SendError` says which were.
+        With an error, some or all were not; of many, a `SendError` says which were. What is in an application's outbox
+        is handed to the broker by a worker, perhaps twice; that worker hears this, and no `sending` before.
         """
 
     def running(self, message: Message, started_at: float) -> None:
@@ -75,7 +76,7 @@ def outcome_of(verdict: Verdict) -> tuple[Outcome, BaseException | None]:
 
 def tell(observers: Sequence[Observer], method: str, *facts: Any) -> None:
     """Tell observers of something; one that fails is logged, and keeps nobody else from hearing of it."""
-    for each in tuple(observers):
+    for each in observers:
         try:
             getattr(each, method)(*facts)
         except Exception:

@@ -24,6 +24,7 @@ from taskbridge.vitals import AHEAD_S, MINUTES, Running, Tally, Worker, read
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
+    from taskbridge.brokers.base import Counts
     from taskbridge.pauses import Pause
 
 __all__ = ["Alarm", "Failures", "MessagesPage", "Operations", "QueueNow", "Rates", "Running", "Worker"]
@@ -54,8 +55,6 @@ class QueueNow:
         name: Its name.
         engine: The engine whose workers consume it now; empty if none does, both by comma during a switch.
         waiting: How many messages wait in it.
-        delayed: How many wait for their time, or their next attempt; None if that is known of all queues together only.
-        dead: How many of its messages are dead letters; None if that is known of all queues together only.
         oldest_s: For how many seconds its oldest message has waited; None if none does, or without `listing`.
         running: How many of its messages run; None without a store.
         paused: Its pause; None if it has none.
@@ -64,8 +63,6 @@ class QueueNow:
     name: str
     engine: str
     waiting: int
-    delayed: int | None = None
-    dead: int | None = None
     oldest_s: float | None = None
     running: int | None = None
     paused: Pause | None = None
@@ -158,9 +155,13 @@ class Operations:
         """Return operations for which what workers do was read now, once for all calls; it needs a store."""
         return Operations(self._bridge, self._vitals())
 
-    def queues(self) -> tuple[QueueNow, ...]:
-        """Return the known queues, the default one first."""
-        bridge, waiting = self._bridge, self._bridge.counts().waiting
+    def queues(self, counts: Counts | None = None) -> tuple[QueueNow, ...]:
+        """Return the known queues, the default one first.
+
+        Args:
+            counts: What `Bridge.counts` has returned just now, if it was asked anyway.
+        """
+        bridge, waiting = self._bridge, (self._bridge.counts() if counts is None else counts).waiting
         if bridge.store is None:
             return tuple(QueueNow(name=name, engine="", waiting=count) for name, count in waiting.items())
         told, _ = self._vitals()

@@ -332,6 +332,7 @@ class Sending:
             PartlyPublished: Of several messages, not all were published, or claimed.
             BrokerUnavailable: None was.
         """
+        began = monotonic()
         ways = [self._way(cast("Declaration", self._bridge.declaration_of(each.task))) for each in messages]
         now = self._bridge.now()
         waits = [
@@ -340,15 +341,19 @@ class Sending:
         if not messages[0].is_claimed:
             records = [way.records for way in ways]
             _publish_recorded(ways[0], [*zip(messages, records, waits, lefts, strict=True)])
-            return
-        claims = cast("Store", self._bridge.store).claims  # also of tasks that are not recorded any more
-        ways = [replace(way, claims=claims) for way in ways]
-        intents = [_intent(*each) for each in zip(ways, messages, waits, lefts, strict=True)]
-        outcomes, error = self._claim(ways[0], intents, monotonic() + timeout_s)
-        for index, outcome in outcomes.items():
-            _log_conflict(_conflict(ways[index], messages[index], outcome), messages[index])
-        if error is not None:
-            raise PartlyPublished(error, accepted=frozenset(outcomes), unsure=frozenset()) from error
+        else:
+            claims = cast("Store", self._bridge.store).claims  # also of tasks that are not recorded any more
+            ways = [replace(way, claims=claims) for way in ways]
+            intents = [_intent(*each) for each in zip(ways, messages, waits, lefts, strict=True)]
+            outcomes, error = self._claim(ways[0], intents, began + timeout_s)
+            for index, outcome in outcomes.items():
+                _log_conflict(_conflict(ways[index], messages[index], outcome), messages[index])
+            if error is not None:
+                raise PartlyPublished(error, accepted=frozenset(outcomes), unsure=frozenset()) from error
+        if self._observers:
+            from taskbridge.observing import tell  # here, as in `_send`
+
+            tell(self._observers, "sent", messages, monotonic() - began, None)
 
     # What has a unique key or a chosen id is claimed in the store first (rules U)
 

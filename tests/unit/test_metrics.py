@@ -37,6 +37,7 @@ from taskbridge import (
 from taskbridge.cli import main
 from taskbridge.engines.base import METRICS_VARIABLE
 from taskbridge.engines.settle import NotRun
+from taskbridge.hooks import Event
 from taskbridge.message import Message
 from taskbridge.metrics import Gauges, observe
 from taskbridge.metrics.counts import Batch, Counts
@@ -45,6 +46,7 @@ from taskbridge.metrics.names import BUCKETS_S, COUNTED, MISSED, READ
 from taskbridge.metrics.tree import Totals, report, row_of, served
 from taskbridge.retry import CancelledVerdict, Dead, Done, GivenBack, RunAgain
 from tests.metric_samples import samples
+from tests.unit.test_transactions import Ledger
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -130,6 +132,38 @@ def test_a_wait_counts_from_when_a_run_is_due() -> None:
     assert found['taskbridge_wait_seconds_count{queue="default",task="fails"}'] == 4
     assert found['taskbridge_wait_seconds_sum{queue="default",task="fails"}'] < 30
     assert found['taskbridge_wait_seconds_sum{queue="email",task="fine"}'] < 30
+
+
+def test_that_replays_are_staggered_is_no_wait() -> None:
+    bridge = shop()
+
+    def work(_: Counts) -> None:
+        bridge.send_many([bridge.named("fails").call() for _ in range(3)])
+        bridge.run_until_idle()
+        bridge.dead.replay_all(per_second=0.001)
+        bridge.run_until_idle()
+
+    found = counted(bridge, work)
+
+    assert found['taskbridge_wait_seconds_count{queue="default",task="fails"}'] == 12
+    assert found['taskbridge_wait_seconds_sum{queue="default",task="fails"}'] < 120
+
+
+def test_what_an_outbox_holds_counts_as_sent_when_it_is_published() -> None:
+    bridge = shop()
+    bridge.transactions = Ledger()
+    bridge.task(name="table", unique=True)(lambda: None)
+
+    def work(_: Counts) -> None:
+        for name in ("fine", "table"):
+            bridge.named(name).using(commit="outbox").send()
+        bridge.run_until_idle()
+
+    found = counted(bridge, work)
+
+    assert found['taskbridge_messages_total{queue="email",state="sent",task="fine"}'] == 1
+    assert found['taskbridge_messages_total{queue="default",state="sent",task="table"}'] == 1
+    assert found['taskbridge_send_seconds_count{outcome="sent",queue="email"}'] == 1
 
 
 def test_times_are_in_the_buckets_of_their_lengths() -> None:
@@ -265,6 +299,62 @@ def test_a_deliverer_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> N
     assert "metrics could not be handed on" in caplog.text
 
 
+def test_a_worker_that_stops_hands_on_what_it_has_heard() -> None:
+    bridge, registry = shop(), CollectorRegistry()
+    observe(bridge, registry=registry)
+    bridge.send("fine")
+    bridge.hooks.call(Event(name="worker_stopping"))
+
+    assert samples(generate_latest(registry).decode())[
+        'taskbridge_messages_total{queue="email",state="sent",task="fine"}'
+    ]
+
+
+def test_a_worker_that_stops_does_not_wait_for_an_exporter_that_hangs() -> None:
+    is_over = threading.Event()
+    provider = MeterProvider()
+    provider.force_flush = lambda timeout_millis=0: is_over.wait(600)  # type: ignore[method-assign]
+    bridge = shop()
+    observe(bridge, meter_provider=provider)
+    began = time.monotonic()
+    try:
+        bridge.hooks.call(Event(name="worker_stopping"))
+    finally:
+        is_over.set()
+
+    assert time.monotonic() - began < 300
+    provider.shutdown()
+
+
+def test_deaths_and_losses_of_known_tasks_begin_at_0() -> None:
+    bridge, registry = shop(), CollectorRegistry()
+    counts = observe(bridge, registry=registry)
+    bridge.hooks.call(Event(name="worker_started"))
+    counts.flush()
+
+    assert samples(generate_latest(registry).decode()) == {
+        'taskbridge_messages_total{queue="email",state="dead",task="fine"}': 0,
+        'taskbridge_messages_total{queue="default",state="dead",task="fails"}': 0,
+        'taskbridge_messages_total{queue="default",state="dead",task="drops"}': 0,
+        'taskbridge_attempts_total{outcome="lost",task="fine"}': 0,
+        'taskbridge_attempts_total{outcome="lost",task="fails"}': 0,
+        'taskbridge_attempts_total{outcome="lost",task="drops"}': 0,
+    }
+
+
+def test_without_a_thread_what_is_heard_does_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    batches: list[Batch] = []
+    counts = Counts(shop(), lambda: batches.append)
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    for _ in range(25_000):
+        counts.settled(message(), Done())
+
+    assert sum(values[0] for batch in batches for *_, values in batch) >= 20_000
+
+
 def test_opentelemetry_gets_the_same_counts() -> None:
     bridge, reader = shop(), InMemoryMetricReader()
     provider = MeterProvider(metric_readers=[reader])
@@ -304,6 +394,22 @@ def test_sums_of_processes_look_as_what_one_process_counts() -> None:
     assert samples(generate_latest(together).decode()) == pytest.approx(samples(generate_latest(registry).decode()))
 
 
+def test_what_another_release_counts_is_left_out() -> None:
+    totals, registry = Totals(), CollectorRegistry()
+    registry.register(totals)
+    known: tuple[str, list[str], list[float]] = ("taskbridge_attempts_total", ["fine", "done"], [1.0])
+    totals.add(
+        [
+            ("taskbridge_other_total", ["fine"], [1.0]),
+            ("taskbridge_attempts_total", ["fine", "done", "more"], [1.0]),
+            ("taskbridge_send_seconds", ["email", "sent"], [1.0, 2.0]),
+            known,
+        ]
+    )
+
+    assert samples(generate_latest(registry).decode()) == {'taskbridge_attempts_total{outcome="done",task="fine"}': 1}
+
+
 def test_what_the_supervisor_did_not_take_is_sent_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bridge = shop()
     with served(bridge, host="127.0.0.1", port=0) as (url, env):
@@ -327,10 +433,13 @@ def test_what_the_supervisor_did_not_take_is_sent_later(monkeypatch: pytest.Monk
 def test_half_a_line_is_dropped() -> None:
     with served(shop(), host="127.0.0.1", port=0) as (url, env):
         row = ["taskbridge_attempts_total", ["fine", "done"], [1]]
-        for line in (json.dumps([row, row])[:-9], json.dumps([row]) + "\n"):
+        for end in ("", "\n"):
             with socket.socket(socket.AF_UNIX) as sender:
+                sender.settimeout(60)
                 sender.connect(env[METRICS_VARIABLE])
-                sender.sendall(line.encode())
+                sender.sendall(f"{json.dumps([row])}{end}".encode())
+                sender.shutdown(socket.SHUT_WR)
+                assert sender.recv(1) == b""  # it has read that
         deadline = time.monotonic() + 60
         while 'outcome="done"' not in (text := urlopen(url, timeout=30).read().decode()):
             assert time.monotonic() < deadline, text
@@ -371,16 +480,15 @@ def test_queues_and_schedules_are_read() -> None:
 
 
 def test_what_is_known_of_each_queue_is_told_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    queue = SimpleNamespace(name="email", waiting=3, delayed=2, dead=None, oldest_s=7.5, running=1, paused=object())
-    operations = SimpleNamespace(queues=lambda: (queue,))
-    monkeypatch.setattr(Bridge, "operations", operations, raising=False)
+    queue = SimpleNamespace(name="email", waiting=3, oldest_s=7.5, running=1, paused=object())
+    monkeypatch.setattr(Bridge, "operations", SimpleNamespace(queues=lambda _: (queue,)))
 
     found = samples(text_of(shop()))
 
     assert found == {
         'taskbridge_queue_messages{queue="email",state="waiting"}': 3,
-        'taskbridge_queue_messages{queue="email",state="delayed"}': 2,
         'taskbridge_queue_messages{queue="email",state="running"}': 1,
+        'taskbridge_queue_messages{queue="*",state="delayed"}': 0,
         'taskbridge_queue_messages{queue="*",state="dead"}': 0,
         'taskbridge_queue_oldest_seconds{queue="email"}': 7.5,
         'taskbridge_paused{queue="email"}': 1,
@@ -398,6 +506,21 @@ def test_a_scrape_leaves_out_what_cannot_be_read(caplog: pytest.LogCaptureFixtur
     assert "metrics of queues are left out of a scrape" in caplog.text
     with pytest.raises(BrokerUnavailable):
         text_of(bridge)
+
+
+def test_a_broker_that_hangs_does_not_hold_a_scrape_up(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as hung:
+        hung.bind(("127.0.0.1", 0))
+        hung.listen()
+        bridge = Bridge(f"celery+redis://127.0.0.1:{hung.getsockname()[1]}/0", send_timeout=120)
+        registry = CollectorRegistry()
+        registry.register(Gauges(bridge))
+        began = time.monotonic()
+        with caplog.at_level(logging.WARNING, "taskbridge.metrics"):
+            assert samples(generate_latest(registry).decode()) == {}
+
+        assert time.monotonic() - began < 60
+        assert "metrics of queues are left out of a scrape" in caplog.text
 
 
 # The command line

@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
 
+from taskbridge.background import in_time
 from taskbridge.exceptions import NotInstalledError
 from taskbridge.metrics.counts import Add, Batch, Counts
 from taskbridge.metrics.gauges import Gauges as Gauges
@@ -18,12 +20,16 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from taskbridge.bridge import Bridge
+    from taskbridge.hooks import Event
+
+_EXPORT_S: Final = 2.0  # how long a worker that stops waits for OpenTelemetry's exporter
 
 
 def observe(bridge: Bridge, *, registry: CollectorRegistry | None = None, meter_provider: Any | None = None) -> Counts:
     """Count what this process sends and runs from here on: in a web process, say, or a worker that was started by hand.
 
-    What is heard is handed on once a second; `flush` of what this returns does it at once.
+    What is heard is handed on once a second, and as a worker or the process ends; `flush` of what this returns does it
+    at once.
 
     Args:
         bridge: Whose messages are counted.
@@ -43,7 +49,14 @@ def observe(bridge: Bridge, *, registry: CollectorRegistry | None = None, meter_
                 add[name](value, by_name)
 
     counts = Counts(bridge, lambda: deliver)
-    bridge.observers.append(counts)
+    counts.begin()
+    if (force := getattr(meter_provider, "force_flush", None)) is not None:  # only the SDK's have it
+
+        def export(_: Event) -> None:
+            until = monotonic() + _EXPORT_S
+            in_time("metrics", force, bool, left_s=lambda: until - monotonic())
+
+        bridge.on("worker_stopping")(export)
     return counts
 
 

@@ -6,9 +6,9 @@ process hands on what is in the lists, so that no bucket is looked for for a sin
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from taskbridge import locks
@@ -21,12 +21,14 @@ from taskbridge.retry import CancelledVerdict, Dead, Discarded, Done, RunAgain, 
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
+    from taskbridge.hooks import Event
     from taskbridge.message import Message
 
 _log = logger("taskbridge.metrics")
 
 _EVERY_S: Final = 1.0
 _JOIN_S: Final = 5.0
+_MOST_HEARD: Final = 10_000  # in one row, before somebody asks whether the thread is there
 
 Batch: TypeAlias = list[tuple[str, tuple[str, ...], Sequence[float]]]
 """What was counted: by metric and the values of its labels, one number of a counter, or each time of a histogram."""
@@ -48,13 +50,27 @@ class Counts(Observer):
     """Counts for one bridge, in each process by itself; a forked child begins at nothing.
 
     Args:
-        bridge: Whose messages they are; its observers have yet to hold this.
+        bridge: Whose messages they are.
         deliverer: Makes what is handed each batch, once a process; that may raise `OSError`, which is logged.
     """
 
     def __init__(self, bridge: Bridge, deliverer: Callable[[], Callable[[Batch], object]]) -> None:
         self._bridge = bridge
         self._here = locks.PerProcess(lambda: _Heard(bridge, deliverer()))
+
+    def begin(self) -> None:
+        """Hear of the bridge's messages from here on; what is heard last is handed on as the worker or process ends."""
+
+        def started(_: Event) -> None:
+            self._here.get().begin_at_0()
+
+        def stopping(_: Event) -> None:  # Celery's children end without `atexit`
+            self.flush()
+
+        self._bridge.observers.append(self)
+        self._bridge.on("worker_started")(started)
+        self._bridge.on("worker_stopping")(stopping)
+        atexit.register(self.flush)
 
     def flush(self) -> None:
         """Hand on at once what was heard in this process."""
@@ -63,16 +79,16 @@ class Counts(Observer):
 
     def sent(self, messages: Sequence[Message], seconds: float, error: BaseException | None) -> None:
         """Count messages by queue, and how long it took once for each queue."""
-        rows = (self._here.made or self._here.get()).rows
+        add = (self._here.made or self._here.get()).add
         outcome = "sent"
         if error is not None:
             outcome = "failed" if isinstance(error, (BrokerUnavailable, SendError)) else "refused"
         taken = frozenset(error.sent) if isinstance(error, SendError) else frozenset[str]()
         for each in messages:
             if error is None or each.id in taken:
-                rows[MESSAGES, each.task, each.queue, "sent"].append(1.0)
+                add((MESSAGES, each.task, each.queue, "sent"), 1.0)
         for queue in {each.queue for each in messages}:
-            rows[SEND, queue, outcome].append(seconds)
+            add((SEND, queue, outcome), seconds)
 
     def ran(self, message: Message, verdict: Verdict, started_at: float, seconds: float) -> None:
         """Count a run, unless it was given back, or was none because the message had expired."""
@@ -82,16 +98,16 @@ class Counts(Observer):
         if outcome == "discarded" and message.expires_at is not None and started_at > message.expires_at:
             return
         due_at = message.enqueued_at if message.due_at is None else message.due_at
-        rows = (self._here.made or self._here.get()).rows
-        rows[RUN, message.task, message.queue, outcome].extend((seconds, started_at - due_at))
+        heard = self._here.made or self._here.get()
+        heard.add((RUN, message.task, message.queue, outcome), seconds, started_at - due_at)
 
     def settled(self, message: Message, verdict: Verdict) -> None:
         """Count the end of a message, and an attempt that was lost with its worker."""
-        rows = (self._here.made or self._here.get()).rows
+        heard = self._here.made or self._here.get()
         if (state := _OUTCOMES.get(type(verdict))) is not None and state != "retried":
-            rows[MESSAGES, message.task, message.queue, state].append(1.0)
+            heard.add((MESSAGES, message.task, message.queue, state), 1.0)
         if state != "done" and isinstance(verdict, (RunAgain, Dead)) and isinstance(verdict.error, WorkerLost):
-            rows[ATTEMPTS, message.task, "lost"].append(1.0)
+            heard.add((ATTEMPTS, message.task, "lost"), 1.0)
 
 
 class _Rows(dict[tuple[str, ...], list[float]]):
@@ -121,9 +137,31 @@ class _Heard(Background):
         super().__init__("metrics", join_s=_JOIN_S)
         self._deliver = deliver
         self._flushing = locks.Lock()
-        self.rows = _Rows(bridge)
-        with suppress(RuntimeError):  # the interpreter ends, and no thread is to be had
+        self._bridge = bridge
+        self._rows = _Rows(bridge)
+        self._zeros: Batch = []
+        self._see_to_thread()
+
+    def begin_at_0(self) -> None:
+        """Hand on that no known task has died or was lost yet: else an alert would see no increase by the first one."""
+        zeros: Batch = []
+        for each in self._bridge.declarations():
+            zeros.append((MESSAGES, (each.name, self._bridge.queue_of(each.name), "dead"), [0.0]))
+            zeros.append((ATTEMPTS, (each.name, "lost"), [0.0]))
+        self._zeros = zeros
+
+    def add(self, key: tuple[str, ...], *values: float) -> None:
+        """Note numbers in the row of a metric and the values of its labels."""
+        row = self._rows[key]
+        row += values
+        if len(row) > _MOST_HEARD:
+            self._see_to_thread()
+
+    def _see_to_thread(self) -> None:
+        try:
             self.start()
+        except RuntimeError:  # none is to be had: the interpreter ends, or there are too many
+            self.flush()
 
     def run(self, stop: threading.Event) -> None:
         """Hand on what was heard, once a second."""
@@ -140,8 +178,8 @@ class _Heard(Background):
 
     def _batch(self) -> Batch:
         """Take what was heard; what comes meanwhile is appended behind it, and is for the next one."""
-        batch: Batch = []
-        for (name, *labels), row in list(self.rows.items()):
+        batch, self._zeros = self._zeros, []
+        for (name, *labels), row in list(self._rows.items()):
             values = row[:]
             del row[: len(values)]
             if not values:

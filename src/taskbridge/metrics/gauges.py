@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
+from time import monotonic
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from taskbridge.background import in_time
 from taskbridge.exceptions import NotInstalledError, TaskBridgeError
-from taskbridge.logs import logger
+from taskbridge.logs import OncePerMinute, logger
 from taskbridge.metrics.names import ALL_QUEUES, MISSED, PAUSED, QUEUE_MESSAGES, QUEUE_OLDEST, READ
 
 if TYPE_CHECKING:
@@ -17,15 +20,19 @@ if TYPE_CHECKING:
 
 _log = logger("taskbridge.metrics")
 
+_READ_S: Final = 6.0  # Prometheus waits for 10 s, also for what workers have counted
+
 
 class Gauges:
     """A collector for a registry of Prometheus' client: `registry.register(Gauges(bridge))`.
 
-    Each scrape reads broker and store once. What can't be read is left out, and a line is logged.
+    Each scrape reads broker and store once, for 6 s at most. What can't be read by then is left out, and a line is
+    logged once a minute.
     """
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
+        self._left_out = OncePerMinute()
 
     def describe(self) -> Iterable[Family]:
         """Return nothing, so that registering reads nothing."""
@@ -33,11 +40,13 @@ class Gauges:
 
     def collect(self) -> Iterator[Family]:
         """Yield what can be read."""
-        for read in (_queues, _schedules):
+        until = monotonic() + _READ_S
+        for name, read in (("queues", _queues), ("schedules", _schedules)):
             try:
-                yield from read(self._bridge)
-            except TaskBridgeError as exc:
-                _log.warning("metrics of %s are left out of a scrape: %s", read.__name__.strip("_"), exc)
+                yield from in_time(name, partial(read, self._bridge), bool, left_s=lambda: until - monotonic())
+            except (TaskBridgeError, TimeoutError) as exc:
+                if self._left_out.due(name, is_new=True) is not None:
+                    _log.warning("metrics of %s are left out of a scrape: %s", name, exc)
 
 
 def text_of(bridge: Bridge) -> str:
@@ -57,28 +66,17 @@ def text_of(bridge: Bridge) -> str:
 
 def _queues(bridge: Bridge) -> list[Any]:
     messages, oldest, paused = _family(QUEUE_MESSAGES), _family(QUEUE_OLDEST), _family(PAUSED)
-    queues = _now(bridge)
-    for queue in queues:
-        for state in ("waiting", "delayed", "dead", "running"):
-            if (number := getattr(queue, state)) is not None:
-                messages.add_metric((queue.name, state), number)
+    counts = bridge.counts()
+    for queue in bridge.operations.queues(counts):
+        messages.add_metric((queue.name, "waiting"), queue.waiting)
+        if queue.running is not None:
+            messages.add_metric((queue.name, "running"), queue.running)
         if queue.oldest_s is not None:
             oldest.add_metric((queue.name,), queue.oldest_s)
         paused.add_metric((queue.name,), queue.paused is not None)
-    of_all = [state for state in ("delayed", "dead") if any(getattr(each, state) is None for each in queues)]
-    counts = bridge.counts() if of_all else None
-    for state in of_all:
-        messages.add_metric((ALL_QUEUES, state), getattr(counts, state))
+    messages.add_metric((ALL_QUEUES, "delayed"), counts.delayed)
+    messages.add_metric((ALL_QUEUES, "dead"), counts.dead)
     return [messages, oldest, paused]
-
-
-def _now(bridge: Bridge) -> Iterable[Any]:
-    """Return the queues as `Operations.queues` does."""
-    operations: Any = getattr(bridge, "operations", None)
-    if operations is not None:
-        return tuple(operations.queues())
-    none = dict.fromkeys(("delayed", "dead", "running", "oldest_s", "paused"))
-    return [SimpleNamespace(name=name, waiting=number, **none) for name, number in bridge.counts().waiting.items()]
 
 
 def _schedules(bridge: Bridge) -> list[Any]:

@@ -6,7 +6,6 @@ socket in a folder that only this user can open. The supervisor adds up, so that
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import socket
@@ -25,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Final
 from taskbridge import locks
 from taskbridge.engines.base import METRICS_VARIABLE
 from taskbridge.exceptions import NotInstalledError
-from taskbridge.hooks import Event
 from taskbridge.logs import logger
 from taskbridge.metrics.counts import Batch, Counts
 from taskbridge.metrics.gauges import Gauges
@@ -106,14 +104,7 @@ def row_of(name: str, values: Sequence[float]) -> list[float]:
 
 def report(bridge: Bridge) -> None:
     """Have this process and its children report to the supervisor that has started them."""
-    counts = Counts(bridge, partial(_Reporter, os.environ[METRICS_VARIABLE]))
-    bridge.observers.append(counts)
-
-    def flush(_: Event) -> None:
-        counts.flush()
-
-    bridge.on("worker_stopping")(flush)
-    atexit.register(counts.flush)
+    Counts(bridge, partial(_Reporter, os.environ[METRICS_VARIABLE])).begin()
 
 
 class _Reporter:

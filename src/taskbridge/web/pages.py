@@ -191,7 +191,7 @@ class _Pages:
         queues = self._recent.get("queues", operations.queues)
         rates = self._or_remedy("rates", operations.rates)
         alarms = partial(operations.alarms, queues=queues, rates=None if isinstance(rates, str) else rates)
-        columns = ("oldest_s", "running", "delayed", "dead")
+        columns = ("oldest_s", "running")
         return {
             "alarms": self._recent.get("alarms", alarms),
             "counts": counts,
