@@ -231,6 +231,16 @@ def test_links_and_forms_bring_back_what_they_are_about(
         assert client.get(f"/{path}", params={"task": "x" * 256}).status_code == 404
 
 
+def test_to_pause_a_task_pauses_no_other_whatever_its_name(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(shop, "HOSTILE", "*")
+    client: TestClient = request.getfixturevalue("hostile")
+
+    for path in ("", "failures"):
+        assert "[*]" in Seen(client.get(f"/{path}").text).values, path
+
+
 def test_what_is_said_after_an_act_is_signed(client: TestClient) -> None:
     client.cookies.set("taskbridge_said", "Your%20password%20is%20wrong.c2lnbmF0dXJl")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from glob import escape as exactly
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -31,7 +32,7 @@ def environment() -> Environment:
         undefined=StrictUndefined,
     )
     filters: Any = made.filters  # typed as those that Jinja has by itself
-    filters.update(bars=bars, long=long, number=number, span=span, utc=utc, value=value)
+    filters.update(bars=bars, exactly=exactly, long=long, number=number, span=span, utc=utc, value=value)
     return made
 
 
