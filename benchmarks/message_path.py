@@ -171,7 +171,9 @@ def trace_runs(url: str) -> Mapping[str, Sequence[Call]]:
     sender = Bridge(url, namespace=namespace)
     task = _declare(sender, results=False, body=lambda number: number)
     task.send_many([task.call(number) for number in range(_WARM + _TRACED * MESSAGES)])
-    (command,) = sender.worker_commands(WorkerOptions(app="benchmarks.message_path:bridge", threads=2, scheduler=False))
+    # Without the two lines that Celery logs of each message at INFO: their format is no part of the message's way.
+    options = WorkerOptions(app="benchmarks.message_path:bridge", threads=2, scheduler=False, log_level="WARNING")
+    (command,) = sender.worker_commands(options)
     argv = command.words()
     for option in ("--concurrency", "--threads"):
         if option in argv:

@@ -94,7 +94,8 @@ def test_a_record_of_the_application_tells_which_run_has_logged_it(
     assert as_text.lines[-1].endswith(f" ERROR {os.getpid()} own: hello 1 [task t id {sent.id} attempt 1]")
 
 
-def test_what_does_not_apply_is_left_out(as_json: Lines) -> None:
+def test_what_does_not_apply_is_left_out(as_json: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_output.process, "engine", None)  # as in a process that has loaded no application
     logging.getLogger("own").error("hello")
     assert set(as_json.last()) == {"time", "level", "logger", "message", "worker"}
 
