@@ -24,7 +24,7 @@ from taskbridge.vitals import AHEAD_S, MINUTES, Running, Tally, Worker, read
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
-    from taskbridge.brokers.base import Counts
+    from taskbridge.brokers import base
     from taskbridge.pauses import Pause
 
 __all__ = ["Alarm", "Failures", "MessagesPage", "Operations", "QueueNow", "Rates", "Running", "Worker"]
@@ -155,7 +155,7 @@ class Operations:
         """Return operations for which what workers do was read now, once for all calls; it needs a store."""
         return Operations(self._bridge, self._vitals())
 
-    def queues(self, counts: Counts | None = None) -> tuple[QueueNow, ...]:
+    def queues(self, counts: base.Counts | None = None) -> tuple[QueueNow, ...]:
         """Return the known queues, the default one first.
 
         Args:
