@@ -51,6 +51,9 @@ class ThreadsEngine:
         pump, scheduler = Pump(self._host), Scheduler(self._host)
         workers = [threading.Thread(target=self._work, args=(names, stop), daemon=True) for _ in range(threads)]
         self._host.hooks.call(Event(name="worker_started"))
+        if self._host.pauses is not None:
+            self._host.pauses.on_change = self._wire.look_again
+            self._host.pauses.begin()  # what is paused is known before the first message is taken (Z1)
         pump.start()
         scheduler.start()
         with self._lock:
@@ -88,12 +91,15 @@ class ThreadsEngine:
             worker.join(1.0)
 
     def _work(self, queues: Sequence[str], stop: threading.Event) -> None:
-        while (native := self._wire.take(queues, stop)) is not None:
+        while (native := self._wire.take(queues, stop, self._is_paused)) is not None:
             try:
                 self._handle(native)
             except (NotSettledError, Interrupted):  # not acknowledged: it stays in its queue
                 self._wire.deliver(native)
             # An engine with a broker of its own acknowledges here: after the verdict was carried out (A1).
+
+    def _is_paused(self, queue: str) -> bool:
+        return self._host.pauses is not None and queue in self._host.pauses.queues
 
     def _handle(self, native: Native) -> None:
         try:

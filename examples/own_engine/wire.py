@@ -3,7 +3,7 @@
 import heapq
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -44,11 +44,14 @@ class ThreadsWire:
             heapq.heappush(self._queues.setdefault(native.queue, []), native)
             self.changed.notify_all()
 
-    def take(self, queues: Sequence[str], stop: threading.Event) -> Native | None:
-        """Wait for a message in one of these queues, which are served in turn (P2); None once `stop` is set."""
+    def take(self, queues: Sequence[str], stop: threading.Event, is_paused: Callable[[str], bool]) -> Native | None:
+        """Wait for a message in one of these queues, which are served in turn (P2); None once `stop` is set.
+
+        From a paused queue nothing is taken (Z2).
+        """
         with self.changed:
             while not stop.is_set():
-                waiting = [name for name in queues if self._queues.get(name)]
+                waiting = [name for name in queues if self._queues.get(name) and not is_paused(name)]
                 if waiting:
                     name = min(waiting, key=self._served.__getitem__)
                     self._served[name] = next(_numbers)
@@ -69,6 +72,11 @@ class ThreadsWire:
         timer = threading.Timer(wait_s, deliver)
         timer.daemon = True
         timer.start()
+
+    def look_again(self) -> None:
+        """Have those who wait for a message look again: what is paused has changed."""
+        with self.changed:
+            self.changed.notify_all()
 
     def places(self, queue: str) -> Sequence[str]:
         return (queue,)

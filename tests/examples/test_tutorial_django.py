@@ -39,7 +39,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Commands:
 
 
 def test_its_tests_pass(project: Commands) -> None:
-    assert "Ran 9 tests" in project.run("python manage.py test", env={})
+    assert "Ran 12 tests" in project.run("python manage.py test", env={})
 
 
 def test_the_shop_changes_its_engine_and_loses_nothing(
