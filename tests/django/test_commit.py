@@ -406,8 +406,8 @@ def test_keys_and_ids_are_claimed_on_commit_and_conflicts_are_logged(
     assert (other.id, again.id) == ("chosen", "chosen")
     assert inline.run_until_idle() == 2
     assert ran == [1]
-    assert f"id {second.id} was left out" in caplog.text
-    assert "id chosen was left out" in caplog.text
+    assert f"id {second.id} attempt 1 was left out" in caplog.text
+    assert "id chosen attempt 1 was left out" in caplog.text
 
 
 def test_what_is_delayed_in_a_transaction_is_recorded_as_scheduled(inline: Bridge) -> None:

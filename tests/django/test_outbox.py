@@ -164,8 +164,8 @@ def test_keys_and_ids_are_claimed_as_they_are_relayed(bridge: Bridge, caplog: py
     assert bridge.run_until_idle() == 2
     assert ran == [1]
     assert first.status().state == "done"
-    assert f"id {second.id} was left out" in caplog.text
-    assert "id chosen in outbox was left out" in caplog.text
+    assert f"id {second.id} attempt 1 was left out" in caplog.text
+    assert "id chosen in outbox attempt 1 was left out" in caplog.text
     assert held() == []
 
 
