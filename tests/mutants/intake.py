@@ -34,6 +34,7 @@ def nothing_is_escaped() -> None:
 def logs_are_written_as_they_are() -> None:
     """What came with a message is in the log as it came."""
     put("taskbridge.logs", "_Escapes.filter", lambda _: lambda self, record: True)
+    put("taskbridge.log_output", "escaped", lambda _: lambda text, *, keep="": text)
 
 
 def _pause(pause_s: Callable[[int], float | None]) -> None:
