@@ -62,6 +62,7 @@ class EnvironmentSpec:
         stored: Whether attempt marks live in the target's store, if its broker keeps none.
         shared: Whether scenarios may share it; each has one of its own otherwise.
         quiet: Whether nothing else may run meanwhile, for what is to be on time on an idle worker.
+        new: Whether its queues may not be there before, as those of an environment that has ended may be.
     """
 
     name: str
@@ -77,6 +78,7 @@ class EnvironmentSpec:
     stored: bool = False
     shared: bool = False
     quiet: bool = False
+    new: bool = False
 
 
 class WorkerChoices(TypedDict, total=False):

@@ -42,7 +42,7 @@ LONG_LEASE: Final = EnvironmentSpec(name="long lease", grace_s=2, stored=True)
 SHORT_GRACE_AND_LEASE: Final = EnvironmentSpec(name="short grace and lease", grace_s=2, lease_s=5)
 
 QUORUM: Final = EnvironmentSpec(name="quorum", queue_type="quorum")
-QUORUM_READ: Final = EnvironmentSpec(name="quorum read", queue_type="quorum")
+QUORUM_READ: Final = EnvironmentSpec(name="quorum read", queue_type="quorum", new=True)
 """For a scenario that reads off the wire which queues its worker declares: another one would declare them before."""
 
 QUORUM_STORED: Final = EnvironmentSpec(name="quorum stored", queue_type="quorum", lease_s=5, stored=True)

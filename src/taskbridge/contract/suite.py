@@ -190,7 +190,7 @@ class _Suite:
         """Open an environment; on RabbitMQ, in the namespace of one that is closed, for each has dozens of queues."""
         with self._lock:
             free = self._free_namespaces[spec.queue_type]
-            namespace = free.pop() if free else None
+            namespace = free.pop() if free and not spec.new else None
         with Environment(
             self._target, spec, patience_s=self._patience_s, pace=self._pace, namespace=namespace
         ) as environment:
