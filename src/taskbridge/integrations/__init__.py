@@ -1,4 +1,7 @@
-"""What tells other tools of sends and runs: a module for each, imported by the applications that have the tool."""
+"""Ties to libraries that nothing else needs: a module for each, imported by the applications that have the library.
+
+What stands here is for those that tell tools of sends and runs.
+"""
 
 from __future__ import annotations
 
