@@ -107,11 +107,71 @@ class Commit:
         writes: The texts that are to be replaced, each another one.
         entries: What is put in the outbox; an entry of the same id is replaced.
         commands: For a store in the database of a Redis broker: what publishes or parks a message (`commit.lua`).
+        uncounts: Members of groups, each by its group's key and its index, that are counted as ended no more.
     """
 
     writes: Sequence[Write]
     entries: Sequence[Entry] = ()
     commands: Sequence[RedisCommand] = ()
+    uncounts: Sequence[tuple[str, int]] = ()
+
+
+Counted = Literal["done", "dead", "discarded", "cancelled"]
+"""How a member of a group has ended, as it is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """A member of a group that has ended, to be counted once.
+
+    Attributes:
+        key: The group's key.
+        total: How many members the group has.
+        index: Which member it is; 0 is the first.
+        ended: How it has ended.
+        text: What is kept of its end, for `members`; it is kept in any case of one that is not `done`.
+        entry: What is put in the outbox in the same step if `posts` says so, unless an entry of this id is due earlier.
+        posts: When: as the last member has ended; then and as one has ended badly; always.
+    """
+
+    key: str
+    total: int
+    index: int
+    ended: Counted
+    text: str | None
+    entry: Entry
+    posts: Literal["last", "bad", "always"]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many members of a group have ended, and how.
+
+    Attributes:
+        done: How many returned.
+        dead: How many are dead.
+        discarded: How many were discarded.
+        cancelled: How many were cancelled.
+        sent: Up to which member they were surely published, as `note_sent` was told.
+        is_new: Of what `tally` returns, whether the member was counted by it.
+    """
+
+    done: int = 0
+    dead: int = 0
+    discarded: int = 0
+    cancelled: int = 0
+    sent: int = 0
+    is_new: bool = False
+
+    @property
+    def ended(self) -> int:
+        """How many have ended."""
+        return self.done + self.bad
+
+    @property
+    def bad(self) -> int:
+        """How many have ended badly."""
+        return self.dead + self.discarded + self.cancelled
 
 
 class PartlyCommitted(StoreUnavailable):
@@ -237,6 +297,42 @@ class Backend(ABC):
         Those of states are the latest ones before a time and an id, the latest first; those of queues are the earliest
         ones of all, the earliest first.
         """
+
+    # Groups: each of many members is counted once as it ends, whoever counts it at the same time (rules W)
+
+    @abstractmethod
+    def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> Counts | None:
+        """Do a write and count a member of a group, both in one step, and return the group's counts after that.
+
+        None is that the write may not be done: then nothing is. Of two that are the last ones at the same time, one
+        at least sees that all have ended.
+        """
+
+    @abstractmethod
+    def counts_of(self, keys: Sequence[str], *, timeout_s: float) -> list[Counts]:
+        """Return the counts of groups; all 0 of one that is not known. It costs the same for any number of members."""
+
+    @abstractmethod
+    def members(
+        self, key: str, first: int, count: int, *, timeout_s: float
+    ) -> list[tuple[Counted, str | None] | None]:
+        """Return how members from an index on have ended, and what is kept of that; None of one that has not."""
+
+    @abstractmethod
+    def first_open(self, key: str, total: int, *, timeout_s: float) -> int | None:
+        """Return the index of the first member that has not ended; None if all have."""
+
+    @abstractmethod
+    def note_sent(self, key: str, sent: int, *, timeout_s: float) -> None:
+        """Note that members up to an index (which is left out) are published; it never falls."""
+
+    @abstractmethod
+    def end_groups(self, keys: Sequence[str], *, kept_s: float | None, timeout_s: float) -> None:
+        """Forget groups after so many seconds; None is never, and also takes back what was said before."""
+
+    @abstractmethod
+    def count_listed(self, names: Sequence[str], *, timeout_s: float) -> list[int]:
+        """Return how many messages are in the lists of these states."""
 
     @abstractmethod
     def ping(self, *, timeout_s: float) -> None:
