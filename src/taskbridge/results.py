@@ -178,6 +178,10 @@ class MessageResults:
         records, now = self._bridge.recording(task, "CA1"), self._bridge.now()
         timeout_s = self._bridge.settings.send_timeout_s
         record = _found(id, lambda: records.cancel(id, at=now, interrupt=interrupt, timeout_s=timeout_s))
+        if records.flows_due:
+            self._bridge.flows.advance_due()
+        if record.became and not record.is_final:
+            self._bridge.flows.cancel(record.became)
         if record.state == "cancelled" or record.cancel_asked:
             self._bridge.cancellations.add(life_of(record), interrupt=interrupt)
         return shown(record, self._bridge.now())
