@@ -46,11 +46,13 @@ _MOST_ALIKE: Final = 100
 
 TAG = "$"
 
-_TYPED: Final = '{"$":"typed"', '{"$":"results"'
-"""What is in the JSON of values if one of them is read as `Typed`, and in no other."""
+TYPED: Final = '{"$":"typed"'
+"""What is in the JSON of values if one of them is `Typed`, and in no other."""
 
-RESULTS: Final = "taskbridge.Results"
-"""The type of the `Typed` as which the results of a group are read."""
+RESULTS: Final = '{"$":"results"'
+"""What is in the JSON of values if one of them is the results of a group, and in no other: it is read as `Typed`."""
+
+RESULTS_TYPE: Final = "taskbridge.Results"
 
 # kombu's JSON decoder turns {"__type__": ..., "__value__": ...} into an object (kombu/utils/json.py, object_hook).
 _KOMBU_KEY = "__type__"
@@ -74,11 +76,6 @@ class Typed:
 
     def __repr__(self) -> str:
         return f"{self.type}({self.value!r})"
-
-
-def holds_typed(text: str) -> bool:
-    """Return whether one of the values of JSON is read as `Typed`."""
-    return any(mark in text for mark in _TYPED)
 
 
 def _made_in_c(encoder: json.JSONEncoder) -> Callable[[object], str]:
@@ -490,6 +487,6 @@ _DECODERS: Final[Mapping[str, _Decoder]] = {
     "dict": lambda plain, left: _dict_of(plain["v"], one_less(left)),
     "typed": lambda plain, left: _typed_of(plain["type"], _valued(plain["v"], one_less(left))),
     "flow end": lambda plain, left: _flow_end(_valued(plain["v"], one_less(left))),
-    "results": lambda plain, left: Typed(RESULTS, _valued(plain["v"], one_less(left))),
+    "results": lambda plain, left: Typed(RESULTS_TYPE, _valued(plain["v"], one_less(left))),
 }
 """By tag."""

@@ -11,28 +11,36 @@ these messages are suspect from the first time that they are published (rule A7)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from taskbridge import codec
-from taskbridge.durations import When
+from taskbridge import codec, locks
+from taskbridge.context import running
+from taskbridge.durations import Duration, When, moment
 from taskbridge.exceptions import (
     BrokerUnavailable,
     DecodeError,
     IdempotencyConflict,
     MessageTooLarge,
     NoSuchRecord,
+    ResultTimeout,
     StoreUnavailable,
+    TaskCancelled,
+    TaskDiscarded,
+    TaskFailed,
     UnsupportedError,
 )
 from taskbridge.flows.counting import LOOKED_AFTER_S
 from taskbridge.flows.handle import FlowHandle
 from taskbridge.flows.plan import (
+    CALLBACKS,
     PAGE,
     FlowRow,
     Group,
@@ -58,11 +66,13 @@ from taskbridge.flows.plan import (
     step_id,
     unpacked,
 )
-from taskbridge.flows.states import FINAL, FlowState
+from taskbridge.flows.results import Results
+from taskbridge.flows.states import FINAL, FlowState, FlowStatus, Outcome
 from taskbridge.hooks import Event
 from taskbridge.logs import logger
 from taskbridge.message import LONGEST_ID, Message, new_id
 from taskbridge.observing import sending
+from taskbridge.results import deadline_of, value_of
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores import records as stored
 from taskbridge.stores import states, transitions
@@ -70,7 +80,7 @@ from taskbridge.stores.backend import ABSENT, Commit, Entry, Listed, Write, head
 from taskbridge.stores.claims import OWN_S
 from taskbridge.stores.entries import Held, held
 from taskbridge.stores.records import Ending, head_of_row, key_of
-from taskbridge.stores.states import Status, status_of
+from taskbridge.stores.states import Attempt, Status, status_of
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
@@ -92,6 +102,9 @@ _SENDING_S: Final = 10.0  # for how long the sending of a group is left to who d
 _PLANNED_S: Final = 3600.0  # for how long a plan may be in the making
 _TRAVELS: Final = 65_536  # bytes: what is passed on in the next message; more is read as that starts
 _MOST_STAGES: Final = 100
+_STALLED_S: Final = 60.0  # how long nothing is heard of a step that is looked for
+_LOOK_AGAIN_S: Final = 2.0  # how often who waits for a flow looks, though nobody tells
+_STATES: Final[tuple[FlowState, ...]] = ("running", "done", "failed", "cancelled")
 
 
 class Flows:
@@ -919,7 +932,7 @@ class Flows:
 
     def _value(self, id: str, key: str, text: str | None) -> Any:
         """Return what a step has returned, of JSON; of which class that may be says its task's declaration."""
-        if text is None or not codec.holds_typed(text):
+        if text is None or (codec.TYPED not in text and codec.RESULTS not in text):
             return None if text is None else codec.loads(text)
         record = self._records.get(step_id(id, key), timeout_s=self._timeout_s)
         task = "" if record is None else record.task
@@ -995,8 +1008,10 @@ class Flows:
         end = end_of(id, row)
         if row["state"] == "done":
             last = len(row["totals"]) - 1
-            value = self._value(id, str(last), row.get("given", "null"))
-            return value.bound(self.members) if isinstance(value, Results) else value
+            given = row.get("given", "null")
+            if last in row["groups"]:
+                return Results(*codec.from_json(given)["v"], self.members)
+            return self._value(id, str(last), given)
         if end.ended == "discarded":
             raise TaskDiscarded(id=end.step, task=end.task, reason=end.reason)
         if end.ended == "dead":
@@ -1066,6 +1081,10 @@ class _Look:
         made = Entry(entry_id(id, what, row.get("life", 0)), "flow", in_s)
         self.entries.add(made.id)
         return made
+
+
+def _ended_at(attempt: Attempt) -> float:
+    return 0.0 if attempt.ended_at is None else attempt.ended_at.timestamp()
 
 
 def _bad_of(record: Status) -> list[str]:
