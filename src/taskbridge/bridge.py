@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from taskbridge.engines.base import Command, Engine, WorkerOptions
     from taskbridge.engines.cancellations import Cancellations
     from taskbridge.engines.settle import BoundTask
+    from taskbridge.flows.handle import FlowHandle
+    from taskbridge.flows.running import Flows
     from taskbridge.health import Health
     from taskbridge.operations import Operations
     from taskbridge.outbox import Relay
@@ -193,6 +195,13 @@ class Bridge(Parts):
         return self._part("results", lambda: MessageResults(self))
 
     @property
+    def flows(self) -> Flows:
+        """What sends flows and goes on with them, and tells of them; for their handles, workers and operators."""
+        from taskbridge.flows.running import Flows
+
+        return self._part("flows", lambda: Flows(self, self._sending))
+
+    @property
     def operations(self) -> Operations:
         """What goes on in all workers: queues, rates, runs, failures, workers, messages."""
         from taskbridge.operations import Operations
@@ -209,6 +218,12 @@ class Bridge(Parts):
     def handle(self, id: str) -> Handle[Any]:
         """Return a message's handle by its id alone, in any process and on any engine with the same store."""
         return Handle(id=id, bridge=self)
+
+    def flow(self, id: str) -> FlowHandle[Any]:
+        """Return a flow's handle by its id alone, in any process and on any engine with the same store."""
+        from taskbridge.flows.handle import FlowHandle  # here, as above
+
+        return FlowHandle(id=id, bridge=self)
 
     # The tasks, and their queues
 
