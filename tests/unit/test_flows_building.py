@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime, timezone
 from typing import Any, Protocol
 
 import pytest
@@ -387,6 +388,7 @@ def test_a_handle_that_was_pickled_has_lost_its_bridge_and_says_so() -> None:
 
 # Results
 
+THEN = datetime(2026, 11, 28, tzinfo=timezone.utc)
 ASKED: list[tuple[int, int]] = []
 
 
@@ -454,17 +456,9 @@ def test_results_travel_as_a_reference_with_and_without_hints(function: Callable
 
 def test_a_task_that_returns_the_results_it_got_returns_the_reference(results: Results[str]) -> None:
     text = codec.dumps(results, "result")
-    record = Status(
-        id="m", task="untyped", queue="default", state="done", attempt=1, enqueued_at=_then(), result_json=text
-    )
+    record = Status(id="m", task="untyped", queue="default", state="done", enqueued_at=THEN, result_json=text)
 
     assert outcome_of(record, untyped.declaration) == results
-
-
-def _then() -> Any:
-    from datetime import datetime, timezone
-
-    return datetime(2026, 11, 28, tzinfo=timezone.utc)
 
 
 @pytest.mark.parametrize(
@@ -498,17 +492,17 @@ def test_what_is_no_reference_is_refused(parts: Any) -> None:
 def test_flows_are_imported_by_those_alone_who_make_some() -> None:
     program = """
 import sys
-from taskbridge import Bridge, task
-bridge = Bridge("inline://?threads=0", store="memory://")
-@bridge.task
+from taskbridge import Bridge, Handle, Message, Status, configure, task
+@task
 def add(left: int) -> int:
     return left
-assert bridge.send_many([add.call(1)])[0].result() == 1
+call = add.call(1)
+call.encoded()
 {}
 print(*sorted(each for each in sys.modules if each.startswith("taskbridge.flows.")))
 """
     assert _printed(program.format("")).split() == []
-    assert "taskbridge.flows.building" in _printed(program.format("add.call(1).then(add)")).split()
+    assert "taskbridge.flows.building" in _printed(program.format("call.then(add)")).split()
 
 
 def _printed(program: str) -> str:
