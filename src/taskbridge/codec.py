@@ -340,6 +340,8 @@ def _plain(value: Any, left: int) -> Any:
         return {TAG: "typed", "type": value.type, "v": _plain(value.value, one_less(left))}
     if kind.__name__ == "Results" and kind.__module__ == "taskbridge.flows.results":  # few processes import it
         return {TAG: "results", "v": list(value.parts)}
+    if kind.__name__ == "FlowEnd" and kind.__module__ == "taskbridge.flows.states":
+        return {TAG: "flow end", "v": vars(value)}
     if kind.__module__ == "uuid" and kind.__name__ == "UUID":  # not imported for this, which takes 2 ms
         return {TAG: "UUID", "v": value.hex}
     if (plain := plain_copy(value)) is not value:
@@ -469,6 +471,12 @@ _TAGS: Final[Mapping[type, tuple[Callable[[Any], dict[str, Any]], _Decoder]]] = 
 }
 """By type, whose name is the tag: what makes a value plain, beside the tag, and what makes a value of that again."""
 
+def _flow_end(fields: Any) -> Any:
+    from taskbridge.flows.states import FlowEnd  # here, for few tasks get one
+
+    return FlowEnd(**{name: str(value) for name, value in fields.items() if name in FlowEnd.__dataclass_fields__})
+
+
 _DECODERS: Final[Mapping[str, _Decoder]] = {
     **{kind.__name__: make for kind, (_, make) in _TAGS.items()},
     "float": lambda plain, _: float(plain["v"]),
@@ -478,6 +486,7 @@ _DECODERS: Final[Mapping[str, _Decoder]] = {
     "frozenset": lambda plain, left: frozenset(unlike(_items_of(plain["v"], left))),
     "dict": lambda plain, left: _dict_of(plain["v"], one_less(left)),
     "typed": lambda plain, left: _typed_of(plain["type"], _valued(plain["v"], one_less(left))),
+    "flow end": lambda plain, left: _flow_end(_valued(plain["v"], one_less(left))),
     "results": lambda plain, left: Typed(RESULTS_TYPE, _valued(plain["v"], one_less(left))),
 }
 """By tag."""
