@@ -31,8 +31,8 @@ from taskbridge import (
 )
 from taskbridge.context import current, entered
 from taskbridge.declaration import declare
-from taskbridge.flows.building import Become
 from taskbridge.results import outcome_of
+from taskbridge.retry import Become
 from taskbridge.stores.states import Status
 from taskbridge.testing import capture_sent, fake_run
 
