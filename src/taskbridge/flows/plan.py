@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Literal, NamedTuple, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict, cast
 
 from typing_extensions import Required
 
@@ -28,7 +28,9 @@ from taskbridge.message import FLOW_FORM, LONGEST_ID, Message
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores.backend import Counted
 from taskbridge.stores.entries import OF_FLOWS
-from taskbridge.tasks import Call
+
+if TYPE_CHECKING:
+    from taskbridge.tasks import Call
 
 PAGE: Final = 100
 """How many calls are kept in one text; those of a group of at most as many are in its plan."""
