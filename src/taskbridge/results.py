@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -146,7 +146,7 @@ class MessageResults:
         with read_by(self._members):
             return outcome_of(record, self._bridge.declaration_of(record.task))
 
-    def _members(self, *part: Any) -> list[Any]:
+    def _members(self, *part: Any) -> Sequence[Any]:
         return self._bridge.flows.members(*part)  # imported only if a result is one of a group
 
     def _again(self, records: Records, id: str, deadline: float) -> Status | None:

@@ -31,6 +31,7 @@ from taskbridge import (
 )
 from taskbridge.context import current, entered
 from taskbridge.declaration import declare
+from taskbridge.flows.plan import LONGEST_FLOW_ID
 from taskbridge.results import outcome_of
 from taskbridge.retry import Become
 from taskbridge.stores.states import Status
@@ -260,8 +261,12 @@ _REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: step.call(1).on_failure(alarm).on_failure(alarm), ValueError, "a flow has one on_failure"),
     (lambda: step.call(1).then_call(load.call(2).on_end(alarm)), ValueError, "one id and one set of callbacks"),
     (lambda: step.call(1).then_call(load.call(2).then(load).using(id="x")), ValueError, "one id and one set"),
-    (lambda: step.call(1).then(load).using(id=""), ValueError, "a flow's id is text of 1 to 247 bytes"),
-    (lambda: step.call(1).then(load).using(id="x" * 248), ValueError, "a flow's id is text of 1 to 247 bytes"),
+    (lambda: step.call(1).then(load).using(id=""), ValueError, f"a flow's id is text of 1 to {LONGEST_FLOW_ID} bytes"),
+    (
+        lambda: step.call(1).then(load).using(id="x" * (LONGEST_FLOW_ID + 1)),
+        ValueError,
+        f"a flow's id is text of 1 to {LONGEST_FLOW_ID} bytes",
+    ),
     (lambda: step.call(1).then(load).using(id="a\tb"), ValueError, "without control characters"),
 ]
 
