@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from taskbridge.contract.flow_plan import FlowPlan, Part, Stage
@@ -26,13 +27,13 @@ class Expected:
     Attributes:
         least: How often each part starts at least, by its mark.
         most: And at most.
-        given: What is given to the parts that surely start; of an end of a flow its state.
+        given: What may be given to each part; of a flow's end, the flow's state.
     """
 
     def __init__(self) -> None:
         self.least: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
-        self.given: dict[str, Any] = {}
+        self.given: defaultdict[str, list[Any]] = defaultdict(list)
         self._values: dict[str, Any] = {}  # of what is done, and not run again
         self._unsure: set[str] = set()  # what others may have kept from being done
 
@@ -50,12 +51,22 @@ class Expected:
             if bad and stage.on_error != "collect":
                 break
             given = _passed(stage, outcomes)
+        self._call_back(plan, state, is_healed=is_healed, surely=surely)
+        return state, value
+
+    def cancel(self, plan: FlowPlan) -> None:
+        """Add a life of a flow that was cancelled before its end."""
+        self.live(replace(plan, failure=None, end=None), surely=False)
+        self._call_back(plan, "cancelled", is_healed=False, surely=True)
+
+    def _call_back(self, plan: FlowPlan, state: str, *, is_healed: bool, surely: bool) -> None:
         for callback in (plan.failure if state == "failed" else None, plan.end):
             if callback is not None:
                 outcome = self._outcome(callback, is_healed)
                 self._add(callback, outcome, state, is_healed=is_healed, surely=surely)
+                if not surely:  # for its flow may be cancelled
+                    self.given[callback.mark] += ["done", "failed", "cancelled"]
                 self._values.pop(callback.mark, None)  # it runs again at another end
-        return state, value
 
     def _end(self, plan: FlowPlan, is_healed: bool) -> tuple[str, Any]:
         value: Any = None
@@ -83,11 +94,11 @@ class Expected:
 
     def _add(self, part: Part, outcome: _Outcome, given: Any, *, is_healed: bool, surely: bool) -> None:
         self.most[part.mark] += outcome.count
+        self.given[part.mark].append(given)
         if not surely:
             self._unsure.add(part.mark)
-        else:
-            self.given[part.mark] = given
-            self.least[part.mark] += 0 if part.mark in self._unsure else outcome.count
+        elif part.mark not in self._unsure:
+            self.least[part.mark] += outcome.count
         if part.becomes is not None and outcome.becomes:
             self.live(part.becomes, is_healed=is_healed, surely=surely)
             if outcome.state == "dead":
@@ -117,6 +128,6 @@ def differences(plan: FlowPlan, expected: Expected, starts: Iterable[Record]) ->
         for record in records:
             given = record.data["given"]
             given = given["state"] if isinstance(given, dict) else given
-            if mark in expected.given and given != expected.given[mark]:
-                broken.append(f"{mark} should be given {expected.given[mark]!r}, but was given {given!r}")
+            if given not in expected.given[mark]:
+                broken.append(f"{mark} should be given one of {expected.given[mark]!r}, but was given {given!r}")
     return broken

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Generator, Sized
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -95,12 +95,12 @@ def chain(name: str, *stages: Stage) -> FlowPlan:
 
 
 _READS: Final = ("get", "counts_of", "members", "first_open", "listed", "count_listed")
-_WRITES: Final = ("create", "write", "commit", "tally", "put", "put_soon", "remove", "note_sent", "end_groups", "list_soon")
+_WRITES: Final = ("create", "write", "commit", "tally", "put", "remove", "note_sent", "end_groups")
 
 
 @contextmanager
 def counting(h: Harness) -> Generator[Counter[str]]:
-    """Count what this thread asks of the store while the block runs: `calls`, and of each the texts that it is about."""
+    """Count what this thread asks of the store while the block runs: `calls` in all, and by name of what."""
     backend: Any = None if h.bridge.store is None else h.bridge.store.backend
     made: Counter[str] = Counter()
     thread = threading.get_ident()
@@ -111,7 +111,7 @@ def counting(h: Harness) -> Generator[Counter[str]]:
         def count(*given: Any, **named: Any) -> Any:
             if threading.get_ident() == thread:
                 made["calls"] += 1
-                made[name] += len(given[0]) if given and isinstance(given[0], Sized) and not isinstance(given[0], str) else 1
+                made[name] += len(given[0]) if isinstance(given[0], list | tuple) else 1
             return stock(*given, **named)
 
         return count

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any, Final, cast
 from uuid import uuid4
 
@@ -25,7 +26,7 @@ from taskbridge import (
     group,
 )
 from taskbridge.contract.failure import ContractFailure
-from taskbridge.contract.flow_plan import FlowPlan, Part, Stage, grouping, single, told
+from taskbridge.contract.flow_plan import FlowPlan, Part, grouping, single, told
 from taskbridge.contract.flow_steps import (
     Followed,
     begun,
@@ -185,7 +186,7 @@ def what_follows_starts_in_time(h: Harness) -> None:
     Followed(h, plan).ends()
     assert plan.end is not None
     marks = [[part.mark for part in stage.parts] for stage in stages] + [[plan.end.mark]]
-    for before, after in zip(marks, marks[1:], strict=False):
+    for before, after in pairwise(marks):
         ended = max(end.at for mark in before for end in ends_of(h, mark))
         started = min(start.at for start in starts_of(h, *after))
         h.in_time(f"the start of {after[0]}", started - ended, _FOLLOWS_S + h.target.latest_s(0.0))
@@ -205,7 +206,9 @@ def flows_go_as_their_policies_say(h: Harness) -> None:
         chain("p4", grouping(*parts("p4 a", 4, late), dead(mark="p4 x")), single("p4 b")),
         chain("p5", grouping(dead(mark="p5 x"), *parts("p5 a", 4), at_once=1), single("p5 b")),
         chain("p6", grouping(dead(mark="p6 x"), gone(mark="p6 y"), *parts("p6 a", 4, late), on_error="wait")),
-        chain("p7", grouping(*parts("p7 a", 3), dead(mark="p7 x"), gone(mark="p7 y"), on_error="collect"), single("p7 b")),
+        chain(
+            "p7", grouping(*parts("p7 a", 3), dead(mark="p7 x"), gone(mark="p7 y"), on_error="collect"), single("p7 b")
+        ),
         chain("p8", grouping(dead(mark="p8 x"), *parts("p8 a", 7), on_error="collect", at_once=2)),
         FlowPlan(stages=(grouping(*parts("p9 a", 3)), grouping(*parts("p9 b", 3)), single("p9 c"))),
     ]
