@@ -171,6 +171,12 @@ class Counts:
     sent: int = 0
     is_new: bool = False
 
+    @classmethod
+    def of(cls, numbers: Iterable[int], *, is_new: bool = False) -> Counts:
+        """Return counts of these five numbers, in this order."""
+        done, dead, discarded, cancelled, sent = numbers
+        return cls(done, dead, discarded, cancelled, sent, is_new)
+
     @property
     def ended(self) -> int:
         """How many have ended."""

@@ -44,7 +44,7 @@ class _Group:
     sent: int = 0
 
     def told(self, *, is_new: bool = False) -> Counts:
-        return Counts(*(self.counts[each] for each in COUNTED), self.sent, is_new)
+        return Counts.of([*(self.counts[each] for each in COUNTED), self.sent], is_new=is_new)
 
 
 class MemoryBackend(Backend):

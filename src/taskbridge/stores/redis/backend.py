@@ -16,7 +16,7 @@
 | `{ns}:unique:{task}:{hash}` | string | which message holds a unique key |
 | `{ns}:outbox` | sorted set | the id of each entry of the outbox, by the millisecond at which it is due |
 | `{ns}:outbox:entries` | hash | the text of each |
-| `{ns}:flow:{id}:group:{stage}` | hash | how many members of a group have ended (`done`, `dead`, `discarded`, `cancelled`), up to which they were sent (`sent`), and the millisecond at which all this is forgotten (`until`) |
+| `{ns}:flow:{id}:group:{stage}` | hash | how many of its members have ended, by how they have; `sent`, `until` |
 | `{ns}:flow:{id}:group:{stage}:ended`, `:bad` | bitmap | which members have ended, and which of them badly |
 | `{ns}:flow:{id}:group:{stage}:{page}` | hash | what is kept of the ends of a hundred members, by their index |
 | `{ns}:vitals`, `{ns}:vitals:past`, `{ns}:vital:{process}` | string | what worker processes tell of themselves |
@@ -283,12 +283,13 @@ class RedisBackend(Backend):
         member = tally.total, tally.index, tally.ended, *(() if tally.text is None else (tally.text,))
         call = _TALLY([*keys, *self._outbox, self._prefix + tally.key], *_words(write), *entry, *member)
         [reply] = self._ask(timeout_s, [call], replicas=self._replicas)
-        return None if reply is None else Counts(*reply[1:], is_new=reply[0] == 1)
+        return None if reply is None else Counts.of(reply[1:], is_new=reply[0] == 1)
 
     def counts_of(self, keys: Sequence[str], *, timeout_s: float) -> list[Counts]:
         words = "HMGET", *COUNTED, "sent"
         found = self._ask(timeout_s, *([_TRY([self._prefix + key], *words)] for key in keys))
-        return [Counts(*(int(each) if each and each.isdigit() else 0 for each in reply or ())) for reply in found]
+        replies = (reply or [None] * len(words[1:]) for reply in found)
+        return [Counts.of(int(each) if each and each.isdigit() else 0 for each in reply) for reply in replies]
 
     def members(self, key: str, first: int, count: int, *, timeout_s: float) -> list[tuple[Counted, str | None] | None]:
         key, end = self._prefix + key, first + count
@@ -397,7 +398,7 @@ def _member(text: str | None, *, is_bad: bool) -> tuple[Counted, str | None]:
     if not is_bad:
         return "done", text
     how, mark, rest = (text or "").partition("\n")
-    return next((each for each in COUNTED if each == how), "dead"), rest if mark else None
+    return next(filter(how.__eq__, COUNTED), "dead"), rest if mark else None
 
 
 def _words_of(commit: Commit) -> list[Word]:

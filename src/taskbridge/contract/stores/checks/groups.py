@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
+from functools import partial
 from threading import Barrier
 from typing import Any
 
@@ -26,7 +27,7 @@ def _tally(
     **options: Any,
 ) -> Counts | None:
     """Count a member, whose record is made by that unless it was seen."""
-    given = {"key": _KEY, "total": 300, "entry": Entry("flow\tf", "f", 0.0), "posts": "last", **options}
+    given: dict[str, Any] = {"key": _KEY, "total": 300, "entry": Entry("flow\tf", "f", 0.0), "posts": "last", **options}
     write = Write(f"record:{given['key']}/{index}{by}", seen, f"1\n{ended}")
     return backend.tally(write, Tally(index=index, ended=ended, text=text, **given), timeout_s=TIMEOUT_S)
 
@@ -163,7 +164,7 @@ def a_group_is_kept_until_it_is_over(p: Place) -> None:
     two.end_groups(["flow:h:group:0"], kept_s=0.5, timeout_s=TIMEOUT_S)
     _tally(one, 250, "dead", "late", key="flow:h:group:0")  # after that was said
     for key in (keys[0], keys[2], "flow:h:group:0"):
-        soon(lambda key=key: _counts(two, key), lambda found: not any(found), f"the counts of {key} in the end")
+        soon(partial(_counts, two, key), lambda found: not any(found), f"the counts of {key} in the end")
     two.purge(timeout_s=TIMEOUT_S)
     expect(_counts(one, keys[1]), (0, 1, 0, 0, 1), "the counts of the one that is kept")
     expect(one.members(keys[0], 0, 1, timeout_s=TIMEOUT_S), [None], "a member of one that is over")
