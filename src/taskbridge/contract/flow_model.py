@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -37,62 +37,62 @@ class Expected:
         self._values: dict[str, Any] = {}  # of what is done, and not run again
         self._unsure: set[str] = set()  # what others may have kept from being done
 
-    def live(self, plan: FlowPlan, *, is_healed: bool = False, surely: bool = True) -> tuple[str, Any]:
+    def live(self, plan: FlowPlan, *, healed: Collection[str] = (), surely: bool = True) -> tuple[str, Any]:
         """Add a life of a flow, and return its state and result."""
-        state, value = self._end(plan, is_healed)
+        state, value = self._end(plan, healed)
         given: Any = None
         for stage in plan.stages:
-            outcomes = [self._outcome(part, is_healed) for part in stage.parts]
+            outcomes = [self._outcome(part, healed) for part in stage.parts]
             bad = [outcome for outcome in outcomes if outcome.state != "done"]
             for part, outcome in zip(stage.parts, outcomes, strict=True):
                 is_sure = surely and (stage.on_error != "fail" or not bad or (len(bad) == 1 and outcome is bad[0]))
                 given_here = given if stage.takes else None
-                self._add(part, outcome, given_here, is_healed=is_healed, surely=is_sure)
+                self._add(part, outcome, given_here, healed=healed, surely=is_sure)
             if bad and stage.on_error != "collect":
                 break
             given = _passed(stage, outcomes)
-        self._call_back(plan, state, is_healed=is_healed, surely=surely)
+        self._call_back(plan, state, healed=healed, surely=surely)
         return state, value
 
     def cancel(self, plan: FlowPlan) -> None:
         """Add a life of a flow that was cancelled before its end."""
         self.live(replace(plan, failure=None, end=None), surely=False)
-        self._call_back(plan, "cancelled", is_healed=False, surely=True)
+        self._call_back(plan, "cancelled", healed=(), surely=True)
 
-    def _call_back(self, plan: FlowPlan, state: str, *, is_healed: bool, surely: bool) -> None:
+    def _call_back(self, plan: FlowPlan, state: str, *, healed: Collection[str], surely: bool) -> None:
         for callback in (plan.failure if state == "failed" else None, plan.end):
             if callback is not None:
-                outcome = self._outcome(callback, is_healed)
-                self._add(callback, outcome, state, is_healed=is_healed, surely=surely)
+                outcome = self._outcome(callback, healed)
+                self._add(callback, outcome, state, healed=healed, surely=surely)
                 if not surely:  # for its flow may be cancelled
                     self.given[callback.mark] += ["done", "failed", "cancelled"]
                 self._values.pop(callback.mark, None)  # it runs again at another end
 
-    def _end(self, plan: FlowPlan, is_healed: bool) -> tuple[str, Any]:
+    def _end(self, plan: FlowPlan, healed: Collection[str]) -> tuple[str, Any]:
         value: Any = None
         for stage in plan.stages:
-            outcomes = [self._outcome(part, is_healed) for part in stage.parts]
+            outcomes = [self._outcome(part, healed) for part in stage.parts]
             if stage.on_error != "collect" and any(each.state != "done" for each in outcomes):
                 return "failed", None
             value = _passed(stage, outcomes)
         return "done", value
 
-    def _outcome(self, part: Part, is_healed: bool) -> _Outcome:
+    def _outcome(self, part: Part, healed: Collection[str]) -> _Outcome:
         if part.mark in self._values:
             return _Outcome("done", self._values[part.mark], 0)
         most = POLICIES[part.policy].max_attempts or 1
         for attempt in range(1, most + 1):
             step = part.steps[min(attempt, len(part.steps)) - 1]
-            if (is_healed and part.heals) or (step.outcome == "return" and not step.kill):
+            if part.heals in healed or (step.outcome == "return" and not step.kill):
                 if part.becomes is None:
                     return _Outcome("done", part.mark, attempt)
-                state, value = self._end(part.becomes, is_healed)
+                state, value = self._end(part.becomes, healed)
                 return _Outcome("done" if state == "done" else "dead", value, attempt, becomes=True)
             if step.outcome == "discard":
                 return _Outcome("discarded", None, attempt)
         return _Outcome("dead", None, most)
 
-    def _add(self, part: Part, outcome: _Outcome, given: Any, *, is_healed: bool, surely: bool) -> None:
+    def _add(self, part: Part, outcome: _Outcome, given: Any, *, healed: Collection[str], surely: bool) -> None:
         self.most[part.mark] += outcome.count
         self.given[part.mark].append(given)
         if not surely:
@@ -100,7 +100,7 @@ class Expected:
         elif part.mark not in self._unsure:
             self.least[part.mark] += outcome.count
         if part.becomes is not None and outcome.becomes:
-            self.live(part.becomes, is_healed=is_healed, surely=surely)
+            self.live(part.becomes, healed=healed, surely=surely)
             if outcome.state == "dead":
                 self._unsure.add(part.mark)  # a replay may run it, or only what it has become
         if outcome.state == "done" and surely:

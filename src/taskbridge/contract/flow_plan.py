@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from hashlib import sha256
 from typing import Any, Final, cast
 
@@ -19,8 +19,20 @@ FlowTasks = Mapping[str, "Task[[Any, dict[str, Any]], Any]"]
 """The tasks that do what parts say, by the names of their policies."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
+class _Brief:
+    """What is shown without what is as it is by default."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        own = [(each.name, getattr(self, each.name)) for each in fields(cast("Any", self)) if each.name != "mark"]
+        defaults = {each.name: each.default for each in fields(cast("Any", self))}
+        shown = [f"{name}={value!r}" for name, value in own if value != defaults[name]]
+        return f"{getattr(self, 'mark', type(self).__name__)}({', '.join(shown)})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Part(_Brief):
     """A step of a flow.
 
     Attributes:
@@ -59,8 +71,8 @@ class Part:
         return cls(**{**plain, "steps": steps, "becomes": None if becomes is None else FlowPlan.of(becomes)})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Stage(_Brief):
     """A single step, or a group.
 
     Attributes:
@@ -78,8 +90,8 @@ class Stage:
     takes: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FlowPlan:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class FlowPlan(_Brief):
     """A flow: its stages, and its callbacks."""
 
     stages: tuple[Stage, ...]

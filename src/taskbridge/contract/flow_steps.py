@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -34,17 +34,17 @@ class Followed:
             handle = built(h, plan).send() if when_s is None else built(h, plan).schedule(when_s)
         self.handle: FlowHandle[Any] = handle
 
-    def ends(self, *, is_healed: bool = False, within_s: float | None = None) -> FlowStatus:
+    def ends(self, *, healed: Collection[str] = (), within_s: float | None = None) -> FlowStatus:
         """Wait until it is at its end and its callbacks have run; fail if it went another way than the model's."""
         h, plan = self._h, self.plan
-        state, value = self._expected.live(plan, is_healed=is_healed)
+        state, value = self._expected.live(plan, healed=healed)
 
         def over() -> list[FlowStatus]:
             status = self.handle.status()
             return [status] if status.is_final else []
 
         status = h.until(over, f"the end of {plan}", within_s=within_s)[0]
-        h.equal(f"how {plan} ended", status.state, state)
+        h.equal(f"the end of {plan}", status.state, state)
         if state == "done":
             h.equal("its result", told(self.handle.result(h.patience_s)), value)
         else:
@@ -58,7 +58,7 @@ class Followed:
     def went(self) -> None:
         """Fail if it went another way than the model's until now."""
         if broken := differences(self.plan, self._expected, self._h.environment.runs()):
-            self._h.fail(f"{self.plan}\n" + "\n".join(broken))
+            self._h.fail("\n".join([*broken, str(self.plan)]))
 
 
 def built(h: Harness, plan: FlowPlan) -> Flow[Any]:

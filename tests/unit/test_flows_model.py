@@ -1,0 +1,102 @@
+"""Random flows, made by Hypothesis, in this process: what becomes of them is what the model of flows says."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from taskbridge import Bridge, Call, FlowHandle
+from taskbridge.contract.flow_model import Expected, differences
+from taskbridge.contract.flow_plan import FlowPlan, Part, Stage, told
+from taskbridge.contract.probe import Record, Records
+from taskbridge.contract.program import fail
+from taskbridge.contract.tasks import PROBE_FILE, QUEUES, Tasks
+from tests.flow_programs import FlowProgram, programs
+
+IN_CI = bool(os.environ.get("CI"))
+
+
+class Virtual:
+    """A bridge on which nothing runs by itself, and whose clock jumps."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bridge = Bridge("inline://?threads=0", default_queue=QUEUES[0], queues=QUEUES)
+        self.tasks = Tasks(self.bridge, folder)
+        self.records = Records(folder / PROBE_FILE)
+
+    def starts(self) -> list[Record]:
+        return [record for record in self.records.all() if record.kind == "start"]
+
+    def send(self, program: FlowProgram) -> FlowHandle[Any]:
+        flow = program.plan.built(self.tasks.parts)
+        assert not isinstance(flow, Call)
+        if program.delay_s:
+            return flow.schedule(program.delay_s)
+        if not program.twice:
+            return flow.send()
+        handle = flow.using(id="twice").send()
+        assert not program.plan.built(self.tasks.parts).using(id="twice").send().is_new  # type: ignore[union-attr]
+        return handle
+
+
+def run_virtually(program: FlowProgram) -> list[str]:
+    """Return in what a flow on the virtual clock differs from the model."""
+    with tempfile.TemporaryDirectory() as folder:
+        virtual = Virtual(Path(folder))
+        bridge, plan, expected = virtual.bridge, program.plan, Expected()
+        handle = virtual.send(program)
+        if program.cancelled_after is not None:
+            wanted = program.cancelled_after
+            bridge.run_until(lambda: len(virtual.starts()) >= wanted)
+            handle.cancel()
+        bridge.run_until_idle()
+        status = handle.status()
+        broken = list[str]()
+        if status.state == "cancelled":
+            expected.cancel(plan)
+        else:
+            broken += _compare(handle, expected.live(plan))
+        healed = set[str]()
+        for gate in program.retries:
+            if handle.status().state == "done":
+                break
+            if gate:
+                healed.add(gate)
+                virtual.tasks.open(gate)
+            handle.retry()
+            bridge.run_until_idle()
+            broken += _compare(handle, expected.live(plan, healed=healed))
+        bridge.flows.advance(f"flow\t{handle.id}\tagain")
+        bridge.run_until_idle()
+        return [*broken, *differences(plan, expected, virtual.starts()), *_left(bridge, handle)]
+
+
+def _compare(handle: FlowHandle[Any], end: tuple[str, Any]) -> list[str]:
+    state, value = handle.status().state, None
+    if state == "done":
+        value = told(handle.result(0))
+    return [] if (state, value) == end else [f"it should end as {end}, but did as {(state, value)}"]
+
+
+def _left(bridge: Bridge, handle: FlowHandle[Any]) -> list[str]:
+    """Return in what the counts of a flow at its end are wrong."""
+    status = handle.status()
+    counts = status.waiting, status.running, status.done, status.dead, status.discarded, status.cancelled
+    broken = [] if sum(counts) == status.total else [f"the counts don't add up: {status}"]
+    if status.running or (status.state == "done" and status.waiting) or not status.is_final:
+        broken.append(f"something is left: {status}")
+    return broken
+
+
+# Shrinking is quick, for a run takes some milliseconds.
+@settings(deadline=None, derandomize=IN_CI, max_examples=400, suppress_health_check=list(HealthCheck))
+@given(program=programs())
+def test_flows_go_as_the_model_says(program: FlowProgram) -> None:
+    assert run_virtually(program) == []
