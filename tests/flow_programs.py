@@ -51,8 +51,8 @@ def programs(draw: st.DrawFn, *, kills: bool = False, cancels: bool = True) -> F
 def _plan(draw: st.DrawFn, numbers: count[int], depth: int, *, kills: bool) -> FlowPlan:
     stages = [_stage(draw, numbers, depth, kills=kills) for _ in range(draw(st.integers(1, 3)))]
     failure, end = (_part(draw, numbers, _MOST_NESTED) if draw(st.booleans()) else None for _ in range(2))
-    if depth == 0 and len(stages) == 1 and not stages[0].is_group and failure is None and end is None:
-        end = _part(draw, numbers, _MOST_NESTED)  # else it would be one message
+    if depth == 0 and failure is None and end is None and sum(len(stage.parts) for stage in stages) <= len(stages):
+        end = _part(draw, numbers, _MOST_NESTED)  # one step would be a message, and an empty group has no bridge
     return FlowPlan(stages=(Stage(**{**_fields(stages[0]), "takes": False}), *stages[1:]), failure=failure, end=end)
 
 

@@ -99,4 +99,5 @@ def _left(bridge: Bridge, handle: FlowHandle[Any]) -> list[str]:
 @settings(deadline=None, derandomize=IN_CI, max_examples=400, suppress_health_check=list(HealthCheck))
 @given(program=programs())
 def test_flows_go_as_the_model_says(program: FlowProgram) -> None:
-    assert run_virtually(program) == []
+    broken = run_virtually(program)
+    assert not broken, "\n".join([*broken, repr(program)])  # for Hypothesis shows what is as it is by default, too

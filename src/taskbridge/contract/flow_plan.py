@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from hashlib import sha256
 from typing import Any, Final, cast
 
 from typing_extensions import Self
 
 from taskbridge import Call, Flow, Outcome, Task, group
-from taskbridge.contract.program import RETURN, Step
+from taskbridge.contract.program import RETURN, Brief, Step
 from taskbridge.flows.states import OnError
 
 _LONG: Final = 100
@@ -19,20 +19,8 @@ FlowTasks = Mapping[str, "Task[[Any, dict[str, Any]], Any]"]
 """The tasks that do what parts say, by the names of their policies."""
 
 
-class _Brief:
-    """What is shown without what is as it is by default."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        own = [(each.name, getattr(self, each.name)) for each in fields(cast("Any", self)) if each.name != "mark"]
-        defaults = {each.name: each.default for each in fields(cast("Any", self))}
-        shown = [f"{name}={value!r}" for name, value in own if value != defaults[name]]
-        return f"{getattr(self, 'mark', type(self).__name__)}({', '.join(shown)})"
-
-
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class Part(_Brief):
+class Part(Brief):
     """A step of a flow.
 
     Attributes:
@@ -72,7 +60,7 @@ class Part(_Brief):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class Stage(_Brief):
+class Stage(Brief):
     """A single step, or a group.
 
     Attributes:
@@ -91,7 +79,7 @@ class Stage(_Brief):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class FlowPlan(_Brief):
+class FlowPlan(Brief):
     """A flow: its stages, and its callbacks."""
 
     stages: tuple[Stage, ...]
