@@ -34,7 +34,7 @@ class Expected:
         self.least: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
         self.given: defaultdict[str, list[Any]] = defaultdict(list)
-        self._values: dict[str, Any] = {}  # of what is done, and not run again
+        self._over: dict[str, _Outcome] = {}  # what is done, or was collected, and is not run again
         self._unsure: set[str] = set()  # what others may have kept from being done
 
     def live(self, plan: FlowPlan, *, healed: Collection[str] = (), surely: bool = True) -> tuple[str, Any]:
@@ -46,8 +46,9 @@ class Expected:
             bad = [outcome for outcome in outcomes if outcome.state != "done"]
             for part, outcome in zip(stage.parts, outcomes, strict=True):
                 is_sure = surely and (stage.on_error != "fail" or not bad or (len(bad) == 1 and outcome is bad[0]))
-                given_here = given if stage.takes else None
-                self._add(part, outcome, given_here, healed=healed, surely=is_sure)
+                self._add(part, outcome, given if stage.takes else None, healed=healed, surely=is_sure)
+                if is_sure and (outcome.state == "done" or stage.on_error == "collect"):
+                    self._over[part.mark] = outcome._replace(count=0, becomes=False)
             if bad and stage.on_error != "collect":
                 break
             given = _passed(stage, outcomes)
@@ -66,7 +67,6 @@ class Expected:
                 self._add(callback, outcome, state, healed=healed, surely=surely)
                 if not surely:  # for its flow may be cancelled
                     self.given[callback.mark] += ["done", "failed", "cancelled"]
-                self._values.pop(callback.mark, None)  # it runs again at another end
 
     def _end(self, plan: FlowPlan, healed: Collection[str]) -> tuple[str, Any]:
         value: Any = None
@@ -78,8 +78,8 @@ class Expected:
         return "done", value
 
     def _outcome(self, part: Part, healed: Collection[str]) -> _Outcome:
-        if part.mark in self._values:
-            return _Outcome("done", self._values[part.mark], 0)
+        if part.mark in self._over:
+            return self._over[part.mark]
         most = POLICIES[part.policy].max_attempts or 1
         for attempt in range(1, most + 1):
             step = part.steps[min(attempt, len(part.steps)) - 1]
@@ -105,7 +105,6 @@ class Expected:
                 self._unsure.add(part.mark)  # a replay may run it, or only what it has become
         if outcome.state == "done" and surely:
             self.least[part.mark] = max(1, self.least[part.mark])
-            self._values[part.mark] = outcome.value
 
 
 def _passed(stage: Stage, outcomes: list[_Outcome]) -> Any:

@@ -103,11 +103,17 @@ class FlowPlan(Brief):
 
     def parts(self) -> Iterator[Part]:
         """Return its parts, those of flows that they become too."""
-        callbacks = (part for part in (self.failure, self.end) if part is not None)
-        for part in (*(part for stage in self.stages for part in stage.parts), *callbacks):
-            yield part
-            if part.becomes is not None:
+        for part in (*(part for stage in self.stages for part in stage.parts), self.failure, self.end):
+            if part is not None:
+                yield part
+            if part is not None and part.becomes is not None:
                 yield from part.becomes.parts()
+
+    def callbacks(self) -> Iterator[Part]:
+        """Return those of its parts that are called at an end."""
+        steps = (part for stage in self.stages for part in stage.parts)
+        inner = (each for part in steps if part.becomes is not None for each in part.becomes.callbacks())
+        yield from (part for part in (self.failure, self.end, *inner) if part is not None)
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Self:

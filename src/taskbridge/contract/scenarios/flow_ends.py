@@ -275,7 +275,7 @@ def a_replay_reopens_its_flow(h: Harness) -> None:
         if is_by_handle:
             followed.handle.retry()
         else:
-            h.equal("what is replayed", set(h.bridge.dead.replay(*ids).ids), ids)
+            h.equal("what is replayed", set(h.bridge.dead.replay(ids).ids), ids)
         status = followed.ends(healed=("healed",))
         left = {each for each in ids if h.letters(each)}
         h.equal("the dead letters", left, set() if status.state == "done" else ids)
