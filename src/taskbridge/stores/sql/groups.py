@@ -1,8 +1,8 @@
 """Members of groups that have ended, a row each, and how many have, which is in several rows.
 
-A member counts once, for its row is made once. It is counted in the row of a shard: 1,600 members are a block, which has
-16 shards, by their index, so that members that end at the same time seldom wait for each other. Who completes a shard
-then locks the group's own row, shard -1, until it commits: so the last of these sees what all others have counted.
+A member counts once, for its row is made once. It is counted in the row of a shard: 1,600 members are a block, and that
+has 16 shards, by their index, so that members that end at the same time seldom wait for each other. Who completes a
+shard then locks the group's own row, shard -1, until it commits: so the last one sees what all others have counted.
 """
 
 from __future__ import annotations
