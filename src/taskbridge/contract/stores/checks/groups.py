@@ -166,24 +166,28 @@ def a_group_is_kept_until_it_is_over(p: Place) -> None:
     _tally(one, 250, "dead", "late", key="flow:h:group:0")  # after that was said
     for key in (keys[0], keys[2], "flow:h:group:0"):
         soon(partial(_counts, two, key), lambda found: not any(found), f"the counts of {key} in the end")
-    two.purge(timeout_s=TIMEOUT_S)
-    expect(_counts(one, keys[1]), (0, 1, 0, 0, 1), "the counts of the one that is kept")
     expect(one.members(keys[0], 0, 1, timeout_s=TIMEOUT_S), [None], "a member of one that is over")
     expect(one.members("flow:h:group:0", 250, 1, timeout_s=TIMEOUT_S), [None], "a member that came late")
+    one.note_sent(keys[2], 1, timeout_s=TIMEOUT_S)
+    expect(_tally(one, 0, key=keys[0], seen="1", total=2), False, "whether all have ended of one that began anew")
+    two.purge(timeout_s=TIMEOUT_S)
+    found = two.counts_of(keys, timeout_s=TIMEOUT_S)
+    expect([astuple(each) for each in found], [(1, 0, 0, 0, 0), (0, 1, 0, 0, 1), (0, 0, 0, 0, 1)], "the counts then")
     expect(one.members(keys[1], 0, 1, timeout_s=TIMEOUT_S), [("dead", "x")], "a member of the one that is kept")
-    expect(_tally(one, 0, key=keys[0], seen="1", total=2), False, "whether all have ended that is counted anew")
-    expect(_counts(one, keys[0]), (1, 0, 0, 0, 0), "the counts of that")
 
 
 @check()
 def members_are_counted_once_by_many(p: Place) -> None:
-    """Of 2,000 members that 8 threads count twice at the same time, each is counted once, and the end is seen."""
+    """Of 2,000 members that 8 threads count at the same time, some of them twice, each is counted once."""
     backends, total, barrier = (p.store().backend, p.store().backend), 2000, Barrier(8)
 
     def run(number: int) -> list[bool | None]:
         backend = backends[number % 2]
         barrier.wait()
-        indexes = range(number // 2, total, 4)  # so do two, neither of which a record keeps out
+        indexes = (
+            *range(number // 2, 400, 4),
+            *range(400 + number, total, 8),
+        )  # two count the first ones, by other records
         return [_tally(backend, each, COUNTED[each % 4], by=f" {number}", total=total) for each in indexes]
 
     with ThreadPoolExecutor(8) as pool:
@@ -194,6 +198,23 @@ def members_are_counted_once_by_many(p: Place) -> None:
     backends[0].commit([Commit([Write("x", ABSENT, "1")], uncounts=[(_KEY, 1650), (_KEY, 1999)])], timeout_s=TIMEOUT_S)
     expect(_counts(backends[1]), (500, 500, 499, 499, 0), "the counts after two are counted no more")
     expect(backends[1].first_open(_KEY, total, timeout_s=TIMEOUT_S), 1650, "the first of these")
+
+
+@check()
+def of_the_last_two_one_is_told(p: Place) -> None:
+    """If the last two members of a group end at the same time, one who counts them finds that all have ended."""
+    backends, barrier = (p.store().backend, p.store().backend), Barrier(2)
+
+    def run(number: int) -> list[bool | None]:
+        told: list[bool | None] = []
+        for each in range(60):
+            barrier.wait()
+            told.append(_tally(backends[number], number, key=f"pair {each}", total=2))
+        return told
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(run, range(2))
+    expect([any(each) for each in zip(one, two, strict=True)], [True] * 60, "whether one was told, of each pair")
 
 
 @check()
