@@ -22,8 +22,11 @@ from taskbridge import (
     Flow,
     FlowEnd,
     FlowHandle,
+    IdempotencyConflict,
     NoCurrentTaskError,
+    NoSuchRecord,
     Results,
+    ResultTimeout,
     TaskBridgeError,
     become,
     codec,
@@ -353,6 +356,12 @@ def test_a_task_known_by_its_name_alone_takes_any_result() -> None:
     assert shape(flow)[1] == ("elsewhere", (5,), {"channel": "ops"}, True)
 
 
+def test_the_words_of_flows_on_a_task_say_what_to_write() -> None:
+    for word in ("then", "on_failure", "link"):
+        with pytest.raises(AttributeError, match=r"write call\(...\), which has then, then_call"):
+            getattr(load, word)
+
+
 # Become
 
 
@@ -608,6 +617,17 @@ def nest(width: int) -> Results[int]:
 @bridge.task(name="pack")
 def pack(numbers):  # type: ignore[no-untyped-def]  # results need no hint
     return list(numbers)
+
+
+@pytest.mark.usefixtures("shop")
+def test_errors_say_that_they_are_about_a_flow() -> None:
+    with pytest.raises(NoSuchRecord, match="nothing is known of a flow 'nobody'"):
+        bridge.flow("nobody").status()
+    with pytest.raises(ResultTimeout, match="flow later has no result in time: it is running"), fake_run():
+        load.call(1).then(load).using(id="later").schedule(60).result(timeout=0)
+    with pytest.raises(IdempotencyConflict, match="there is a flow 'later' already"):
+        load.call(2).then(load).using(id="later").send()
+    assert load.call(1).then(load).using(id="later").send().is_new is False
 
 
 @pytest.mark.usefixtures("shop")
