@@ -243,7 +243,11 @@ _REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
     ),
     (lambda: step.call(1).on_end(print), TypeError, r"on_end takes a task .* is it a @task\?"),
     (lambda: step.call(1).then(load.call(2)), TypeError, r"not a call: write then\(load, ...\), or then_call"),
-    (lambda: step.call(1).then_call(load), TypeError, "then_call takes what .* for a task: then"),
+    (
+        lambda: step.call(1).then_call(load),
+        TypeError,
+        r"a flow is what group\(...\), task.call\(...\) and their methods return, not",
+    ),
     (lambda: step.call(1).then(load, 2), TypeError, r"load\(number\) can't be called .*too many positional arguments"),
     (lambda: step.call(1).then(untyped_pair()), TypeError, "missing a required argument: 'second'"),
     (lambda: step.call(1).then(load, colour=2), TypeError, "unexpected keyword argument 'colour'"),
