@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import COUNTED, BackendWithTables, Counted, Counts, Tally
+from taskbridge.stores.backend import COUNTED, BackendWithTables, Counted, Counts, Tallied, Tally
 from taskbridge.stores.sql.database import Database
 from taskbridge.stores.sql.schema import Run
 
@@ -81,7 +81,7 @@ class SqlGroups(BackendWithTables):
 
     def counts_of(self, keys: Sequence[str], *, timeout_s: float) -> list[Counts]:
         rows = self._database.run(self._groups.counts, self._its(keys=self._database.keys(keys)), timeout_s=timeout_s)
-        found = {key: Counts.of(numbers) for key, *numbers in rows}
+        found = {key: Counts(*numbers) for key, *numbers in rows}
         return [found.get(key, Counts()) for key in keys]
 
     def members(self, key: str, first: int, count: int, *, timeout_s: float) -> list[tuple[Counted, str | None] | None]:
@@ -108,8 +108,8 @@ class SqlGroups(BackendWithTables):
                     self._forget(run, key)
                 run(self._groups.keep if kept_s is None else self._groups.expire, self._its(key=key, kept_s=kept_s))
 
-    def _count(self, run: Run, tally: Tally) -> Counts:
-        """Count a member, and return the counts of its group; they are exact as the last one is counted."""
+    def _count(self, run: Run, tally: Tally) -> Tallied:
+        """Count a member; how many have ended is exact as the last one is counted."""
         values = self._its(key=tally.key, number=tally.index, ended=tally.ended, text=tally.text)
         is_new = bool(run(self._groups.end, values))
         if not is_new:  # or the group is over
@@ -120,8 +120,8 @@ class SqlGroups(BackendWithTables):
             ended = self._add(run, tally.key, shard, tally.ended, 1)
             if ended >= (tally.total - shard + _SHARDS - 1) // _SHARDS:
                 self._add(run, tally.key, _OWN)
-        [(_, *numbers)] = run(self._groups.counts, self._its(keys=self._database.keys([tally.key])))
-        return Counts.of(numbers, is_new=is_new)
+        [(_, *counts, _)] = run(self._groups.counts, self._its(keys=self._database.keys([tally.key])))
+        return Tallied(sum(counts), is_new)
 
     def _uncount(self, run: Run, members: Collection[tuple[str, int]]) -> None:
         """Count members no more; those of a shard together, as others lock them."""
