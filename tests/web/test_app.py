@@ -387,7 +387,7 @@ def test_each_act_is_done_told_and_logged_with_who(bridge: Bridge, caplog: pytes
 @pytest.mark.parametrize(
     ("action", "form", "said"),
     [
-        ("replay", {"target": "x" * 256}, "no message&#39;s id"),
+        ("replay", {"target": "x" * 256}, "no message&#39;s or flow&#39;s id"),
         ("pause", {"target": "nowhere"}, "is not known"),
         ("replay_all", {"per_second": "fast"}, "must be a number above 0"),
         ("replay_all", {"per_second": "-1"}, "must be above 0"),
