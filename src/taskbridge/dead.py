@@ -16,7 +16,6 @@ from taskbridge import codec, failures
 from taskbridge.brokers.base import Decide, PagingBroker, Taken
 from taskbridge.durations import LONGEST_DELAY_S, moment
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NoSuchDeadLetter
-from taskbridge.flows.states import FlowStatus
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, Priority
 from taskbridge.retry import ErrorInfo
@@ -24,6 +23,7 @@ from taskbridge.stores.entries import held
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
+    from taskbridge.flows.states import FlowStatus
     from taskbridge.stores.states import Status
 
 DEFAULT_LIMIT: Final = 100  # how many dead letters `DeadLetters.list` returns unless it is told otherwise

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from taskbridge.durations import moment, timestamp
 from taskbridge.exceptions import UnsupportedError
-from taskbridge.flows.states import FlowState, FlowStatus
 from taskbridge.results import shown
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores.backend import Listed
@@ -26,6 +25,7 @@ from taskbridge.vitals import AHEAD_S, MINUTES, Running, Tally, Worker, read
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
     from taskbridge.brokers import base
+    from taskbridge.flows.states import FlowState, FlowStatus
     from taskbridge.pauses import Pause
 
 __all__ = ["Alarm", "Failures", "FlowsPage", "MessagesPage", "Operations", "QueueNow", "Rates", "Running", "Worker"]

@@ -7,7 +7,18 @@ from dataclasses import asdict
 from typing import Final, get_args
 
 from taskbridge import Bridge
-from taskbridge.cli.command import APP, JSON, MODULE_OR_NONE, URL, Command, Output, argument, command, count, stored_bridge
+from taskbridge.cli.command import (
+    APP,
+    JSON,
+    MODULE_OR_NONE,
+    URL,
+    Command,
+    Output,
+    argument,
+    command,
+    count,
+    stored_bridge,
+)
 from taskbridge.cli.operations import plain
 from taskbridge.cli.output import bar, details, error_text, local_time, many, table
 from taskbridge.flows.states import FlowState, FlowStatus
