@@ -7,39 +7,28 @@ from dataclasses import asdict
 from typing import Final, get_args
 
 from taskbridge import Bridge
-from taskbridge.cli.command import (
-    APP,
-    JSON,
-    MODULE_OR_NONE,
-    URL,
-    Command,
-    Output,
-    argument,
-    command,
-    count,
-    stored_bridge,
-)
+from taskbridge.cli import command as cli
 from taskbridge.cli.operations import plain
 from taskbridge.cli.output import bar, details, error_text, local_time, many, table
 from taskbridge.flows.states import FlowState, FlowStatus
 from taskbridge.stores.states import Status
 
 _STATES: Final = (*get_args(FlowState), "stalled")
-_ID = argument("id", metavar="ID", help="the flow's whole id, as its handle has it")
+_ID = cli.argument("id", metavar="ID", help="the flow's whole id, as its handle has it")
 
 
-@command(
+@cli.command(
     "ls",
     "list flows",
-    MODULE_OR_NONE,
-    argument("--state", choices=_STATES, metavar="STATE", help=f"one of {', '.join(_STATES)}"),
-    argument("--most", type=count, metavar="N", default=50, help="how many at most, up to 500; default: 50"),
-    argument("--cursor", metavar="CURSOR", default="", help="go on where a list ended, which says how"),
-    URL,
-    JSON,
-    opens=stored_bridge,
+    cli.MODULE_OR_NONE,
+    cli.argument("--state", choices=_STATES, metavar="STATE", help=f"one of {', '.join(_STATES)}"),
+    cli.argument("--most", type=cli.count, metavar="N", default=50, help="how many at most, up to 500; default: 50"),
+    cli.argument("--cursor", metavar="CURSOR", default="", help="go on where a list ended, which says how"),
+    cli.URL,
+    cli.JSON,
+    opens=cli.stored_bridge,
 )
-def _ls(bridge: Bridge, arguments: Namespace) -> Output:
+def _ls(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """List flows, the latest first.
 
       taskbridge flow ls --state stalled
@@ -54,21 +43,21 @@ def _ls(bridge: Bridge, arguments: Namespace) -> Output:
     ]
     text = table(("id", "flow", "state", "stage", "steps ended", "sent"), rows) if rows else "no such flows"
     more = f"\n\nmore with --cursor '{page.cursor}'" if page.cursor else ""
-    return Output(text=f"{text}{more}", data={"flows": [asdict(each) for each in found], "cursor": page.cursor})
+    return cli.Output(text=f"{text}{more}", data={"flows": [asdict(each) for each in found], "cursor": page.cursor})
 
 
-@command(
+@cli.command(
     "show",
     "show one, with its steps",
     _ID,
-    argument("--first", type=count, metavar="N", default=1, help="the first step that is shown; default: 1"),
-    argument("--most", type=count, metavar="N", default=50, help="how many steps at most; default: 50"),
-    APP,
-    URL,
-    JSON,
-    opens=stored_bridge,
+    cli.argument("--first", type=cli.count, metavar="N", default=1, help="the first step that is shown; default: 1"),
+    cli.argument("--most", type=cli.count, metavar="N", default=50, help="how many steps at most; default: 50"),
+    cli.APP,
+    cli.URL,
+    cli.JSON,
+    opens=cli.stored_bridge,
 )
-def _show(bridge: Bridge, arguments: Namespace) -> Output:
+def _show(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show a flow: how far it has come, how it ended, and its steps.
 
       taskbridge flow show nightly-2026-11-28
@@ -84,11 +73,11 @@ def _show(bridge: Bridge, arguments: Namespace) -> Output:
     listed = f"\n\n{table(('step', 'task', 'state', 'attempts', 'ended', 'error'), rows)}" if rows else ""
     more = f"\n\nmore with --first {arguments.first + len(rows)}" if len(rows) == arguments.most else ""
     data = asdict(found) | {"steps": [plain(each) for each in shown]}
-    return Output(text=f"{_described(found)}{listed}{more}", data=data)
+    return cli.Output(text=f"{_described(found)}{listed}{more}", data=data)
 
 
-@command("cancel", "start no more of its steps", _ID, APP, URL, JSON, opens=stored_bridge)
-def _cancel(bridge: Bridge, arguments: Namespace) -> Output:
+@cli.command("cancel", "start no more of its steps", _ID, cli.APP, cli.URL, cli.JSON, opens=cli.stored_bridge)
+def _cancel(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Cancel a flow: it starts no step from 1 s on, and the steps that run are told, by `current().cancelled`.
 
       taskbridge flow cancel nightly-2026-11-28
@@ -97,12 +86,14 @@ def _cancel(bridge: Bridge, arguments: Namespace) -> Output:
     """
     found = bridge.dead.shown_flow(bridge.flows.cancel(arguments.id))
     if found.state == "cancelled":
-        return Output(text="cancelled: it starts no step", data=asdict(found), acts=[("cancel_flow", found.id)])
-    return Output(text=f"too late: it is {_ended(found)}", data=asdict(found), code=1)
+        return cli.Output(text="cancelled: it starts no step", data=asdict(found), acts=[("cancel_flow", found.id)])
+    return cli.Output(text=f"too late: it is {_ended(found)}", data=asdict(found), code=1)
 
 
-@command("retry", "go on with one that is failed or stalled", _ID, APP, URL, JSON, opens=stored_bridge)
-def _retry(bridge: Bridge, arguments: Namespace) -> Output:
+@cli.command(
+    "retry", "go on with one that is failed or stalled", _ID, cli.APP, cli.URL, cli.JSON, opens=cli.stored_bridge
+)
+def _retry(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Go on with a flow: its dead steps are replayed, and what was lost or given up is sent again under the same ids.
 
       taskbridge flow retry nightly-2026-11-28
@@ -111,11 +102,11 @@ def _retry(bridge: Bridge, arguments: Namespace) -> Output:
     """
     found = bridge.dead.shown_flow(bridge.flows.retry(arguments.id))
     if found.is_final:
-        return Output(text=f"nothing to retry: it is {_ended(found)}", data=asdict(found), code=1)
-    return Output(text="it goes on", data=asdict(found), acts=[("retry_flow", found.id)])
+        return cli.Output(text=f"nothing to retry: it is {_ended(found)}", data=asdict(found), code=1)
+    return cli.Output(text="it goes on", data=asdict(found), acts=[("retry_flow", found.id)])
 
 
-flow: Final = Command(
+flow: Final = cli.Command(
     name="flow",
     help="what flows do, cancelling and retrying them",
     description="Look after flows: chains and groups of tasks, and what follows them.",
