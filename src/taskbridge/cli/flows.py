@@ -1,4 +1,4 @@
-"""`taskbridge flow`: what flows do, cancelling them, and going on with one that is failed or stalled."""
+"""`taskbridge flow`: what flows do, cancelling them, and going on with those that failed, are cancelled or stalled."""
 
 from __future__ import annotations
 
@@ -91,7 +91,13 @@ def _cancel(bridge: Bridge, arguments: Namespace) -> cli.Output:
 
 
 @cli.command(
-    "retry", "go on with one that is failed or stalled", _ID, cli.APP, cli.URL, cli.JSON, opens=cli.stored_bridge
+    "retry",
+    "go on with one that did not end well, or is stalled",
+    _ID,
+    cli.APP,
+    cli.URL,
+    cli.JSON,
+    opens=cli.stored_bridge,
 )
 def _retry(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Go on with a flow: its dead steps are replayed, and what was lost or given up is sent again under the same ids.
