@@ -329,7 +329,8 @@ class Operations:
                     text = f"schedule {schedule.name} has missed {schedule.missed} ticks in all"
                     found.append(Alarm(text=text, level="warning"))
             if stalled := bridge.flows.counts()["stalled"]:
-                found.append(Alarm(text=f"{stalled} flows are stalled: retry them", level="error"))
+                what = "1 flow is" if stalled == 1 else f"{stalled} flows are"
+                found.append(Alarm(text=f"{what} stalled", level="error"))
         return tuple(sorted(found, key=lambda each: each.level))
 
     # What the store tells

@@ -35,7 +35,10 @@ def _ls(bridge: Bridge, arguments: Namespace) -> cli.Output:
 
     Then: `taskbridge flow show ID` shows one with its steps.
     """
-    page = bridge.operations.flows(state=arguments.state, cursor=arguments.cursor, most=arguments.most)
+    try:
+        page = bridge.operations.flows(state=arguments.state, cursor=arguments.cursor, most=arguments.most)
+    except ValueError as exc:  # the cursor is no list's
+        raise cli.UsageError(f"flow ls: {exc}") from exc
     found = [bridge.dead.shown_flow(each) for each in page.items]
     rows = [
         (each.id, each.name, _state(each), f"{each.stage}/{each.stages}", _so_far(each), local_time(each.created_at))
@@ -71,7 +74,9 @@ def _show(bridge: Bridge, arguments: Namespace) -> cli.Output:
     shown = [bridge.dead.shown_status(each) for each in steps]
     rows = [_step(each) for each in shown]
     listed = f"\n\n{table(('step', 'task', 'state', 'attempts', 'ended', 'error'), rows)}" if rows else ""
-    more = f"\n\nmore with --first {arguments.first + len(rows)}" if len(rows) == arguments.most else ""
+    following = arguments.first + arguments.most
+    has_more = len(rows) >= arguments.most and following <= found.total
+    more = f"\n\nmore with --first {following}" if has_more else ""
     data = asdict(found) | {"steps": [plain(each) for each in shown]}
     return cli.Output(text=f"{_described(found)}{listed}{more}", data=data)
 

@@ -173,7 +173,7 @@ class Flows:
         row: FlowRow = {
             "name": name or "group",
             "state": "running",
-            "created_at": now,
+            "created_at": round(now, 6),  # as a datetime has it: lists go on from there
             "stage": 0,
             "totals": totals,
             "groups": groups,
@@ -867,7 +867,7 @@ class Flows:
         if record.state in states.FINAL:
             return record.ended_at is not None and now - record.ended_at.timestamp() > _STALLED_S
         waits = record.state in states.WAITING and not (record.due_at is not None and record.due_at.timestamp() > now)
-        if not waits or now - max(record.enqueued_at.timestamp(), *map(_ended_at, record.attempts)) < _STALLED_S:
+        if not waits or now - max([record.enqueued_at.timestamp(), *map(_ended_at, record.attempts)]) < _STALLED_S:
             return False
         counts = self._bridge.counts()
         return not counts.delayed and not counts.waiting.get(record.queue)

@@ -315,18 +315,19 @@ class _Pages:
 
     def flow(self, request: Request) -> Context:
         """Show one flow with a page of its steps."""
-        asked, first = _id_in(request), request.query_params.get("first", "0")
-        if not (first.isascii() and first.isdecimal() and len(first) <= _MOST_DIGITS):
+        asked, given = _id_in(request), request.query_params.get("first", "0")
+        if not (given.isascii() and given.isdecimal() and len(given) <= _MOST_DIGITS):
             raise _Gone("There is no such page.")
         try:
             flow = self._bridge.flows.status(asked)
-            steps = self._bridge.flows.steps(asked, first=int(first), most=_STEPS)
+            steps = self._bridge.flows.steps(asked, first=int(given), most=_STEPS)
         except NoSuchRecord:
             raise _Gone(f"There is no flow {asked}. Flows are forgotten a while after their end.") from None
+        following = int(given) + _STEPS
         return {
             "flow": self._bridge.dead.shown_flow(flow),
-            "first": int(first),
-            "next": int(first) + _STEPS if len(steps) == _STEPS else None,
+            "first": int(given),
+            "next": following if len(steps) >= _STEPS and following < flow.total else None,
             "steps": [self._bridge.dead.shown_status(each) for each in steps],
         }
 
