@@ -46,11 +46,17 @@ _MOST_ALIKE: Final = 100
 
 TAG = "$"
 
+TAGGED: Final = '{"$":"'
+"""What is in the JSON of values if one of them is tagged."""
+
 TYPED: Final = '{"$":"typed"'
 """What is in the JSON of values if one of them is `Typed`, and in no other."""
 
 RESULTS: Final = '{"$":"results"'
 """What is in the JSON of values if one of them is the results of a group, and in no other: it is read as `Typed`."""
+
+OF_FLOWS: Final = RESULTS, '{"$":"flow end"'
+"""What is in the JSON of values that releases before flows don't know, and in no other."""
 
 RESULTS_TYPE: Final = "taskbridge.Results"
 
@@ -470,6 +476,7 @@ _TAGS: Final[Mapping[type, tuple[Callable[[Any], dict[str, Any]], _Decoder]]] = 
     ),
 }
 """By type, whose name is the tag: what makes a value plain, beside the tag, and what makes a value of that again."""
+
 
 def _flow_end(fields: Any) -> Any:
     from taskbridge.flows.states import FlowEnd  # here, for few tasks get one
