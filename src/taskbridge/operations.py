@@ -287,7 +287,7 @@ class Operations:
     def flows(
         self, *, state: FlowState | Literal["stalled"] | None = None, cursor: str = "", most: int = 50
     ) -> FlowsPage:
-        """Return flows, the latest first, by when they were sent.
+        """Return flows, the latest first, by when they ended, or were sent.
 
         Args:
             state: None is all. Of those that are `stalled`, there is one page.
@@ -298,8 +298,10 @@ class Operations:
         if state == "stalled":
             return FlowsPage(items=tuple(flows.stalled(most=most)), cursor="")
         items = tuple(flows.list(state=state, before=_before(cursor), most=most))
-        more = f"{items[-1].created_at.timestamp()!r} {items[-1].id}" if len(items) == most else ""
-        return FlowsPage(items=items, cursor=more)
+        if len(items) < most:
+            return FlowsPage(items=items, cursor="")
+        last = items[-1]
+        return FlowsPage(items=items, cursor=f"{(last.ended_at or last.created_at).timestamp()!r} {last.id}")
 
     def alarms(self, *, queues: Sequence[QueueNow] | None = None, rates: Rates | None = None) -> tuple[Alarm, ...]:
         """Return what somebody should look at, the worst first.

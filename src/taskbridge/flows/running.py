@@ -232,7 +232,7 @@ class Flows(Reopening):
     ) -> bool:
         """Have a flow be at its end, and publish the callback that comes first, if there is one."""
         new = row.copy()
-        new["state"], new["ended_at"], new["end"] = state, self._bridge.now(), [*end]
+        new["state"], new["ended_at"], new["end"] = state, round(self._bridge.now(), 6), [*end]
         for name in ("sending", "reopened", "bad"):
             cast("Any", new).pop(name, None)
         if given is not None:
