@@ -122,7 +122,8 @@ class Call(Generic[R_co]):
 
     def encoded(self) -> tuple[str, str, int]:
         """Return `Message.args_json`, `kwargs_json` and `form`, which they need; raises `EncodeError`."""
-        args, kwargs, hints, form = self.args, self.kwargs, self.declaration.hints, 1
+        args: Sequence[Any] = self.args
+        kwargs, hints, form = self.kwargs, self.declaration.hints, 1
         if hints is not None:
             args, kwargs = hints.lowered(args, kwargs)
         args_json = codec.dumps_array(args, "args")

@@ -15,12 +15,9 @@ from taskbridge import codec, exceptions, locks
 from taskbridge.context import running
 from taskbridge.durations import Duration, moment
 from taskbridge.flows.plan import (
-    CALLBACKS,
     FlowRow,
     Group,
-    bad_end,
     end_of,
-    group_key,
     plan_key,
     plan_of,
     row_key,
@@ -32,6 +29,7 @@ from taskbridge.flows.states import FINAL, FlowState, FlowStatus, Outcome
 from taskbridge.results import deadline_of, value_of
 from taskbridge.stores import states
 from taskbridge.stores.states import Status
+from taskbridge.stores.steps import CALLBACKS, bad_end, group_key
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge

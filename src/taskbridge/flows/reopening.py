@@ -8,17 +8,11 @@ from time import monotonic
 from typing import Any, Final, cast
 
 from taskbridge import codec
-from taskbridge.flows.counting import LOOKED_AFTER_S
 from taskbridge.flows.plan import (
     FlowRow,
-    Place,
     Plan,
     Spec,
-    entry_id,
-    group_key,
-    life_of_flow,
     packed,
-    place_of,
     plan_key,
     row_key,
     step_id,
@@ -34,6 +28,7 @@ from taskbridge.stores.claims import OWN_S
 from taskbridge.stores.entries import Held, held
 from taskbridge.stores.records import head_of_row, key_of
 from taskbridge.stores.states import status_of
+from taskbridge.stores.steps import LOOKED_AFTER_S, Place, entry_id, group_key, life_of_flow, place_of
 
 _BATCH: Final = 1000  # how many members are read at a time
 

@@ -19,21 +19,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from taskbridge import codec
 from taskbridge.durations import When
 from taskbridge.exceptions import BrokerUnavailable, EncodeError, IdempotencyConflict, NoSuchRecord, StoreUnavailable
-from taskbridge.flows.counting import LOOKED_AFTER_S
 from taskbridge.flows.handle import FlowHandle
 from taskbridge.flows.plan import (
     PAGE,
     FlowRow,
     Group,
     Plan,
-    bad_end,
     end_of,
-    flow_of_entry,
-    group_key,
     is_group,
-    life_of_flow,
     packed,
-    place_of,
     plan_key,
     plan_of,
     row_key,
@@ -52,6 +46,7 @@ from taskbridge.stores.backend import ABSENT, Commit, Listed, Write, head_of
 from taskbridge.stores.entries import Held
 from taskbridge.stores.records import Ending, key_of
 from taskbridge.stores.states import Status
+from taskbridge.stores.steps import LOOKED_AFTER_S, bad_end, flow_of_entry, group_key, life_of_flow, place_of
 from taskbridge.unique import hash_of
 
 if TYPE_CHECKING:
