@@ -137,8 +137,10 @@ def _cancel_flow(bridge: Bridge, form: Form) -> str:
 
 
 def _retry_flow(bridge: Bridge, form: Form) -> str:
-    flow = bridge.flows.retry(_id(form))
-    return _if_done(not flow.is_final, f"Flow {flow.id} goes on", f"there is nothing to retry: it is {flow.state}")
+    flow = bridge.flows.status(_id(form))
+    _if_done(flow.state != "done", "", "there is nothing to retry: it is done")
+    bridge.flows.retry(flow.id)
+    return f"Flow {flow.id} goes on"
 
 
 def _filtered(form: Form) -> str:
