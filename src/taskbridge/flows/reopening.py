@@ -55,10 +55,17 @@ class Reopening(Publishing):
             found = self._backend.members(group_key(id, stage), first, count, timeout_s=self._timeout_s)
             yield from ((first + at, each) for at, each in enumerate(found) if each is not None)
 
-    def retry(self, id: str) -> FlowStatus:
-        """Go on with a flow that failed, was cancelled or is stalled, and return its status after that."""
+    def retry(self, id: str, *, is_step: bool = False) -> FlowStatus:
+        """Go on with a flow that failed, was cancelled or is stalled, and return its status after that.
+
+        One that `is_step` of a flow which was reopened goes on again if it runs, too: its own steps may start no more.
+        """
         row = self._known(id)
-        if row["state"] in ("failed", "cancelled") or self._statuses({id: row}, looks=True, asks=False)[0].is_stalled:
+        if (
+            row["state"] in ("failed", "cancelled")
+            or is_step
+            or self._statuses({id: row}, looks=True, asks=False)[0].is_stalled
+        ):
             _, writes, entries = self._reopening(id, row, again=True)
             self._backend.commit([Commit(writes, entries)], timeout_s=self._timeout_s)
             self.look_after(id, Look(self._deadline(), resumes=True, entries={entries[0].id}))
@@ -181,8 +188,8 @@ class Reopening(Publishing):
             if old is not None and old["state"] in ("running", "done"):
                 return None
             if old is not None and (became := old.get("became")) and (inner := self._row(became)) is not None:
-                if inner["state"] in ("failed", "cancelled") and (again or old["state"] != "dead"):
-                    self.retry(became)
+                if inner["state"] != "done" and (again or old["state"] != "dead"):
+                    self.retry(became, is_step=True)
                 return None
             if old is not None and old["state"] == "dead":
                 return step if again else None

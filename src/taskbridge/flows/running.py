@@ -171,6 +171,9 @@ class Flows(Reopening):
 
     def _after_step(self, id: str, row: FlowRow, plan: Plan, look: Look) -> bool | None:
         """Do what is due in a flow that runs; return None to look again, else whether to look after it later."""
+        if self._is_given_up(row):
+            self._ended(id, row, plan, "cancelled", look)
+            return None
         if row.get("reopened"):
             self._give_again(id, row, plan)
             self._changed(id, row, reopened=None)
@@ -185,6 +188,16 @@ class Flows(Reopening):
         else:
             self._ended(id, row, plan, "failed", look, end=_bad_of(record))
         return None
+
+    def _is_given_up(self, row: FlowRow) -> bool:
+        """Return whether a flow of which this one is a step is over, or was reopened without it."""
+        above = row.get("above", ())
+        rows = map(unpacked, self._get(*map(row_key, above[::2])) if above else ())
+        lives = zip(above[1::2], rows, strict=True)
+        return any(
+            now is not None and (now["state"] in ("failed", "cancelled") or now.get("life", 0) != int(life))
+            for life, now in lives
+        )
 
     def _after_member(self, id: str, row: FlowRow, plan: Plan, look: Look) -> bool | None:
         """Do what is due in a flow that is at a group."""
