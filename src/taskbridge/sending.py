@@ -28,7 +28,7 @@ from taskbridge.exceptions import (
 from taskbridge.handle import Handle
 from taskbridge.hooks import Event
 from taskbridge.logs import logger, say
-from taskbridge.message import FORM, MOST_HEADER_BYTES, Message, Priority, new_id
+from taskbridge.message import MOST_HEADER_BYTES, TYPED_FORM, Message, Priority, new_id
 from taskbridge.routing import check_known
 from taskbridge.tasks import Call
 from taskbridge.unique import STARTS_IN_ORDER, digest_of
@@ -243,7 +243,7 @@ class Sending:
             raise UnsupportedError(rule, self._bridge.settings.url.target, f"{what} need a store; {remedy}")
         unique = "" if way.unique is None else way.unique.held_by(call)
         # A release that knows nothing of that would not look whether another message has replaced it, say.
-        form = FORM if unique[:1] in STARTS_IN_ORDER else form
+        form = TYPED_FORM if unique[:1] in STARTS_IN_ORDER else form
         return unique, "" if call.options.id is None else digest_of(call), form
 
     def _send(self, way: _Way, message: Message, call: Call[Any], wait_s: float) -> Handle[Any]:
