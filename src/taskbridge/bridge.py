@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from taskbridge.operations import Operations
     from taskbridge.outbox import Relay
     from taskbridge.pauses import Pause, Pauses
-    from taskbridge.results import Results
+    from taskbridge.results import MessageResults
     from taskbridge.schedules.listing import Schedules
     from taskbridge.schedules.plan import CatchUp, Overlap, Timing
     from taskbridge.stores.records import Records
@@ -186,11 +186,11 @@ class Bridge(Parts):
         return self._part("relay", lambda: Relay(self, self._sending.relay, partial(record_buried, self)))
 
     @property
-    def results(self) -> Results:
+    def results(self) -> MessageResults:
         """What becomes of messages, for their handles."""
-        from taskbridge.results import Results
+        from taskbridge.results import MessageResults
 
-        return self._part("results", lambda: Results(self))
+        return self._part("results", lambda: MessageResults(self))
 
     @property
     def operations(self) -> Operations:

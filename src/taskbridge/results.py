@@ -44,7 +44,7 @@ A record may be gone (evicted, or lost with its server), and so may the word tha
 """
 
 
-class Results:
+class MessageResults:
     """What becomes of a bridge's messages; `Bridge.results` is one, and handles ask it."""
 
     def __init__(self, bridge: Bridge) -> None:
