@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from taskbridge.engines.base import Command, Engine, WorkerOptions
     from taskbridge.engines.cancellations import Cancellations
     from taskbridge.engines.settle import BoundTask
+    from taskbridge.flows.handle import FlowHandle
     from taskbridge.health import Health
     from taskbridge.operations import Operations
     from taskbridge.outbox import Relay
@@ -209,6 +210,12 @@ class Bridge(Parts):
     def handle(self, id: str) -> Handle[Any]:
         """Return a message's handle by its id alone, in any process and on any engine with the same store."""
         return Handle(id=id, bridge=self)
+
+    def flow(self, id: str) -> FlowHandle[Any]:
+        """Return a flow's handle by its id alone, in any process and on any engine with the same store."""
+        from taskbridge.flows.handle import FlowHandle  # here, as above
+
+        return FlowHandle(id=id, bridge=self)
 
     # The tasks, and their queues
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from taskbridge.brokers.base import Broker
     from taskbridge.brokers.redis import RedisBroker
     from taskbridge.declaration import Declaration
+    from taskbridge.flows.building import Flow
     from taskbridge.stores.base import Store
     from taskbridge.stores.claims import Claims, Intent, Outcome
     from taskbridge.stores.records import Records, Status
@@ -118,6 +119,17 @@ class Sending:
         self._observers = bridge.observers
         self._ways: dict[str, _Way] = {}
         self._diverted: Broker | None = None
+
+    @property
+    def bridge(self) -> Bridge:
+        """Whose messages it sends."""
+        return self._bridge
+
+    def flow_of(self, call: Call[R]) -> Flow[R]:
+        """Return a call as a flow of one step."""
+        from taskbridge.flows.building import flow_of  # here, for few processes make flows
+
+        return flow_of(call)
 
     @contextmanager
     def divert(self, broker: Broker) -> Generator[None, None, None]:
