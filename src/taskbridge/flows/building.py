@@ -245,13 +245,6 @@ def group(calls: Iterable[Call[Any]], *, at_once: int | None = None, on_error: O
     return Flow((Stage(None, members, at_once, on_error),), sender=sender)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Become:
-    """What a task returns to say that it ends as a flow does."""
-
-    flow: Flow[Any]
-
-
 def become(flow: Flow[R] | Call[R], /) -> R:
     """Have the running task end as a flow does: it returns what this returns (rule W14).
 

@@ -27,15 +27,13 @@ from taskbridge.locks import no_fork
 from taskbridge.message import FLOW_FORM, LONGEST_ID, Message
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores.backend import Counted
+from taskbridge.stores.entries import OF_FLOWS
 from taskbridge.tasks import Call
 
 PAGE: Final = 100
 """How many calls are kept in one text; those of a group of at most as many are in its plan."""
 
 CALLBACKS: Final = ("failure", "end")
-_ENTRY: Final = "flow\t"
-"""What the ids of entries of the outbox begin with that have a flow looked after: no message's id has a tab."""
-
 LONGEST_FLOW_ID: Final = LONGEST_ID - 8  # it is listed as `flow:ID`, as messages are
 
 
@@ -86,7 +84,7 @@ def place_of(text: str) -> Place:
 
 def life_of_flow(flow_id: str, life: int) -> str:
     """Return what is told in the list of cancellations if a flow is over: no life of a message has two tabs."""
-    return f"{_ENTRY}{flow_id}\t{life}"
+    return f"{OF_FLOWS}{flow_id}\t{life}"
 
 
 def step_life(flow: str) -> str:
@@ -97,12 +95,12 @@ def step_life(flow: str) -> str:
 
 def entry_id(flow_id: str, what: str, life: int) -> str:
     """Return the id of an entry of the outbox that has a flow looked after; each reason for that has its own."""
-    return f"{_ENTRY}{flow_id}\t{what}.{life}"
+    return f"{OF_FLOWS}{flow_id}\t{what}.{life}"
 
 
 def flow_of_entry(id: str) -> str | None:
     """Return the flow that an entry of the outbox is about; None if it is about a message."""
-    return id.split("\t")[1] if id.startswith(_ENTRY) else None
+    return id.split("\t")[1] if id.startswith(OF_FLOWS) else None
 
 
 def row_key(flow_id: str) -> str:
