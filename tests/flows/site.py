@@ -121,7 +121,7 @@ class Site:
             return None
 
     def until_ended(self, numbers: Sequence[int], what: str) -> dict[int, FlowStatus]:
-        """Return what is known of flows, when all have ended and nothing is left to do.
+        """Return what is known of flows, when all have ended, their last callbacks too, and nothing is left.
 
         Raises:
             AssertionError: They do not, in time.
@@ -129,8 +129,11 @@ class Site:
         found: dict[int, FlowStatus] = {}
 
         def have_ended() -> bool:
-            left = [number for number in numbers if number not in found]
-            found.update((n, status) for n in left if (status := self.status(n)) is not None and status.is_final)
+            runs = self.runs()
+            for number in set(numbers) - set(found):
+                status = self.status(number)
+                if status is not None and any(run.key == f"ended-{status.state}" for run in runs[number]):
+                    found[number] = status
             return len(found) == len(numbers) and self._is_idle()
 
         self.until(have_ended, lambda: f"{what}: {self._shown([each for each in numbers if each not in found])}")
