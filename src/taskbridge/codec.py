@@ -471,6 +471,7 @@ _TAGS: Final[Mapping[type, tuple[Callable[[Any], dict[str, Any]], _Decoder]]] = 
 }
 """By type, whose name is the tag: what makes a value plain, beside the tag, and what makes a value of that again."""
 
+
 def _flow_end(fields: Any) -> Any:
     from taskbridge.flows.states import FlowEnd  # here, for few tasks get one
 

@@ -284,7 +284,7 @@ class DeadLetters:
         self._record([self._delayed(again[each], delays[each]) for each in ids])
         ids += (released := self._replay_unique([self._delayed(unique[each], delays[each]) for each in unique]))
         if steps:
-            ids += self._bridge.flows.replay([self._delayed(each, delays[id]) for id, each in steps.items()])
+            ids += self._bridge.flows.replay([self._delayed(steps[each], delays[each]) for each in steps])
         if ids:
             _log.info("replayed %d dead letters", len(ids))
             self._bridge.work_is_there()

@@ -292,7 +292,9 @@ class Sending:
             return False
         if names == ("outbox",):
             remedy = "a flow is no part of an application's outbox: send it when the transaction is committed"
-            raise UnsupportedError("OB1", self._bridge.settings.url.target, f"{remedy} (transaction.on_commit(flow.send))")
+            raise UnsupportedError(
+                "OB1", self._bridge.settings.url.target, f"{remedy} (transaction.on_commit(flow.send))"
+            )
         databases = [] if sends is None else [*sends.open_on(names)]
         left = len(databases)
 

@@ -182,8 +182,15 @@ def bind(host: Host, task: str) -> BoundTask:
         stopping=host.stopping,
         dead=host.dead,
         flows=lambda: host.flows,
-        members=lambda *part: host.flows.members(*part),
+        members=_members(host),
     )
+
+
+def _members(host: Host) -> Callable[[str, int, int, int], Sequence[Any]]:
+    def members(flow: str, stage: int, first: int, count: int) -> Sequence[Any]:
+        return host.flows.members(flow, stage, first, count)  # which few processes import
+
+    return members
 
 
 def _never(_: Message) -> bool:

@@ -30,6 +30,7 @@ from taskbridge.flows.plan import LONGEST_FLOW_ID
 from taskbridge.flows.results import Results
 from taskbridge.flows.states import FlowEnd, OnError, Outcome
 from taskbridge.message import is_id
+from taskbridge.retry import Become
 from taskbridge.tasks import Call, Sendable, checked_when
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, NamedTuple, TypedDict, cast
 from typing_extensions import Required
 
 from taskbridge import codec
-from taskbridge.durations import Duration, moment, seconds, timestamp
+from taskbridge.durations import moment, seconds, timestamp
 from taskbridge.exceptions import DecodeError
 from taskbridge.flows.states import Bad, FlowEnd, FlowState, OnError
 from taskbridge.locks import no_fork
@@ -61,7 +61,7 @@ class Place(NamedTuple):
         return int(self.key.partition("/")[0])
 
     @property
-    def index(self) -> int | None:
+    def member(self) -> int | None:
         """Which member of a group it is; None for a single step or a callback."""
         index = self.key.partition("/")[2]
         return int(index) if index else None
@@ -158,7 +158,8 @@ def spec_of(call: Call[Any], home: str, *, takes: bool = False) -> str:
     more |= {"headers": dict(options.headers) or None}
     if options.expires is not None:
         at = isinstance(options.expires, datetime)
-        value = timestamp(options.expires, name="expires") if at else seconds(cast("Duration", options.expires), name="")
+        its: Any = options.expires
+        value = timestamp(its, name="expires") if at else seconds(its, name="expires")
         more["expires_at" if at else "expires_s"] = value
     given = {name: value for name, value in more.items() if value is not None}
     if given:
@@ -318,7 +319,7 @@ def made(
             enqueued_at=now,
             expires_at=expires_at,
             headers=dict(cast("Mapping[str, Any]", spec.get("headers") or {})),
-            keeps_call=place.index is not None,
+            keeps_call=place.member is not None,
             flow=place.dumps(),
         )
     except (KeyError, TypeError, ValueError) as exc:

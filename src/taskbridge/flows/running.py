@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from math import inf
 from time import monotonic
@@ -70,7 +71,7 @@ from taskbridge.flows.results import Results
 from taskbridge.flows.states import FINAL, FlowState, FlowStatus, Outcome
 from taskbridge.hooks import Event
 from taskbridge.logs import logger
-from taskbridge.message import LONGEST_ID, Message, new_id
+from taskbridge.message import Message, new_id
 from taskbridge.observing import sending
 from taskbridge.results import deadline_of, value_of
 from taskbridge.retry import ErrorInfo
@@ -224,9 +225,7 @@ class Flows:
                 raise MessageTooLarge(name, size, bridge.settings.max_message_bytes)
         return text
 
-    def _created(
-        self, flow_id: str, row: FlowRow, text: str, more: Sequence[Write], deadline: float
-    ) -> bool:
+    def _created(self, flow_id: str, row: FlowRow, text: str, more: Sequence[Write], deadline: float) -> bool:
         """Store a flow with its first step, and publish that; False if there is a flow of this id."""
         plan = plan_of(text)
         writes = [
@@ -317,7 +316,7 @@ class Flows:
         """Return the message of a callback, which is given how the flow ended."""
         end = end_of(flow_id, row)
         given = codec.dumps(end, "end")
-        return self._message(cast("Spec", plan[cast("Any", key)]), Place(flow_id, key, row.get("life", 0)), given)
+        return self._message(cast("Spec", cast("Any", plan)[key]), Place(flow_id, key, row.get("life", 0)), given)
 
     def _message(self, spec: Spec, place: Place, given: str | None) -> Message:
         bridge, now = self._bridge, self._bridge.now()
@@ -334,7 +333,11 @@ class Flows:
     def _give_members(self, flow_id: str, row: FlowRow, plan: Plan, upto: int, sent: int) -> None:
         """Publish members of the group at which a flow is, from the first one that may not be published yet."""
         stage, group = row["stage"], cast("Group", plan["stages"][row["stage"]])
-        key, backend, entry = group_key(flow_id, stage), self._backend, entry_id(flow_id, f"sent.{stage}", row.get("life", 0))
+        key, backend, entry = (
+            group_key(flow_id, stage),
+            self._backend,
+            entry_id(flow_id, f"sent.{stage}", row.get("life", 0)),
+        )
         ready_at = row["created_at"] + row.get("delay_s", 0.0) if stage == 0 else 0.0
         while sent < upto:
             specs = self._calls(flow_id, stage, group, sent, min(upto, sent + _BATCH))
@@ -343,7 +346,9 @@ class Flows:
             flags = ("r" if group["wants"] else "") + ("b" if group["on_error"] == "fail" else "")
             flags += "a" if group["at_once"] else ""
             messages = [
-                self._message(spec, Place(flow_id, f"{stage}/{sent + at}", row.get("life", 0), group["total"], flags), None)
+                self._message(
+                    spec, Place(flow_id, f"{stage}/{sent + at}", row.get("life", 0), group["total"], flags), None
+                )
                 for at, spec in enumerate(specs)
             ]
             self._give(messages, max(0.0, ready_at - self._bridge.now()) if ready_at else 0.0)
@@ -370,7 +375,9 @@ class Flows:
                 broker = cast("RedisBroker", bridge.broker)
                 for start in range(0, len(messages), PAGE):
                     part = messages[start : start + PAGE]
-                    commits = [Commit([self._record(each, delay_s)], (), broker.commands(each, delay_s)) for each in part]
+                    commits = [
+                        Commit([self._record(each, delay_s)], (), broker.commands(each, delay_s)) for each in part
+                    ]
                     backend.commit(commits, timeout_s=self._timeout_s)
                 self._records.list_sent([(each, delay_s) for each in messages])
             else:
@@ -445,46 +452,44 @@ class Flows:
 
     def _after_step(self, id: str, row: FlowRow, plan: Plan, look: _Look) -> bool | None:
         """Do what is due in a flow that runs; return None to look again, else whether to look after it later."""
-        number, stage = row["stage"], plan["stages"][row["stage"]]
-        if not is_group(stage):
-            return self._after_single(id, row, plan, look)
-        group, key = cast("Group", stage), group_key(id, number)
         if row.get("reopened"):
             self._give_again(id, row, plan)
-            [counts] = self._backend.counts_of([key], timeout_s=self._timeout_s)
-            self._changed(id, row, reopened=None, bad=counts.bad, sending=True)
+            self._changed(id, row, reopened=None)
             return None
-        [counts] = self._backend.counts_of([key], timeout_s=self._timeout_s)
-        if counts.ended >= group["total"]:
-            if counts.bad and group["on_error"] != "collect":
-                return self._failed(id, row, plan, self._first_bad(id, number, group["total"]), look)
-            parts = id, number, group["total"], group["on_error"] == "collect"
-            return self._next(id, row, plan, f'{{"$":"results","v":{codec.to_json(parts)}}}', look)
-        if counts.bad > row.get("bad", 0) and group["on_error"] == "fail":
-            return self._failed(id, row, plan, self._first_bad(id, number, group["total"]), look)
-        at_once = group["at_once"]
-        upto = group["total"] if at_once is None else min(group["total"], counts.ended + at_once)
+        if row["stage"] in row["groups"]:
+            return self._after_member(id, row, plan, look)
+        record = self._records.get(step_id(id, str(row["stage"])), timeout_s=self._timeout_s)
+        if record is None or record.state not in states.FINAL:
+            return False
+        if record.state == "done":
+            self._next(id, row, plan, record.result_json or "null", look)
+        else:
+            self._ended(id, row, plan, "failed", look, end=_bad_of(record))
+        return None
+
+    def _after_member(self, id: str, row: FlowRow, plan: Plan, look: _Look) -> bool | None:
+        """Do what is due in a flow that is at a group."""
+        number, group = row["stage"], cast("Group", plan["stages"][row["stage"]])
+        total, at_once, policy = group["total"], group["at_once"], group["on_error"]
+        [counts] = self._backend.counts_of([group_key(id, number)], timeout_s=self._timeout_s)
+        has_ended = counts.ended >= total
+        if policy != "collect" and counts.bad > (row.get("bad", 0) if policy == "fail" and not has_ended else 0):
+            if has_ended or policy == "fail":
+                self._ended(id, row, plan, "failed", look, end=self._first_bad(id, number, total))
+                return None
+        if has_ended:
+            parts = id, number, total, policy == "collect"
+            self._next(id, row, plan, f'{{"$":"results","v":{codec.to_json(parts)}}}', look)
+            return None
         if row.get("sending") and not look.resumes:
             return True
+        upto = total if at_once is None else min(total, counts.ended + at_once)
         if counts.sent < upto:
             self._give_members(id, row, plan, upto, counts.sent)
         if row.get("sending"):
             self._changed(id, row, sending=None)
             return None
-        return at_once is not None and upto < group["total"]
-
-    def _after_single(self, id: str, row: FlowRow, plan: Plan, look: _Look) -> bool | None:
-        """Do what is due where a flow is at a single step."""
-        record = self._records.get(step_id(id, str(row["stage"])), timeout_s=self._timeout_s)
-        if record is None or record.state not in states.FINAL:
-            return False
-        if row.get("reopened"):
-            self._give_again(id, row, plan)
-            self._changed(id, row, reopened=None)
-            return None
-        if record.state == "done":
-            return self._next(id, row, plan, record.result_json or "null", look)
-        return self._failed(id, row, plan, _bad_of(record), look)
+        return at_once is not None and upto < total
 
     def _next(self, id: str, row: FlowRow, plan: Plan, given: str, look: _Look) -> None:
         """Begin the stage after the one at which a flow is, or end the flow."""
@@ -501,9 +506,6 @@ class Flows:
             self._committed([self._write(id, row, new)], [], [entry], look.deadline)
         else:
             self._committed([self._write(id, row, new)], [self._step(id, new, plan, number, given)], [], look.deadline)
-
-    def _failed(self, id: str, row: FlowRow, plan: Plan, end: Sequence[str], look: _Look) -> None:
-        self._ended(id, row, plan, "failed", look, end=end)
 
     def _ended(
         self,
@@ -543,7 +545,9 @@ class Flows:
             return False
         if was_open:
             kept_s = self._bridge.settings.result_ttl_s
-            listed = Listed(f"flow:{id}", f"flow:{new['state']}", new["ended_at"], formers=("flow:running",), kept_s=kept_s)
+            listed = Listed(
+                f"flow:{id}", f"flow:{new['state']}", new["ended_at"], formers=("flow:running",), kept_s=kept_s
+            )
             self._backend.list_soon([listed])
         return True
 
@@ -649,7 +653,7 @@ class Flows:
 
     # Cancelling, and going on again
 
-    def cancel(self, id: str) -> Any:
+    def cancel(self, id: str) -> FlowStatus:
         """Cancel a flow unless it has ended, and return its status after that."""
         while (row := self._known(id))["state"] not in FINAL:
             [text] = self._backend.get([plan_key(id)], timeout_s=self._timeout_s)
@@ -659,7 +663,7 @@ class Flows:
                 self._look_after(id, look)
         return self.status(id)
 
-    def retry(self, id: str) -> Any:
+    def retry(self, id: str) -> FlowStatus:
         """Go on with a flow that failed, was cancelled or is stalled, and return its status after that."""
         row = self._known(id)
         if row["state"] != "done":
@@ -705,8 +709,8 @@ class Flows:
                 if row is not None and row["stage"] == place.stage:
                     more, entries = self._reopening(place.flow, row, again=False)
                     writes += more
-                    if place.index is not None:
-                        uncounts.append((group_key(place.flow, place.stage), place.index))
+                    if place.member is not None:
+                        uncounts.append((group_key(place.flow, place.stage), place.member))
             if self._backend.commit([Commit(writes, entries, (), uncounts)], timeout_s=self._timeout_s)[0]:
                 return
 
@@ -739,8 +743,8 @@ class Flows:
                 sent = replace(message, flow=place.dumps())
                 if is_over:
                     writes, entries = self._reopening(place.flow, row, again=False)
-                if place.index is not None:
-                    uncounts.append((group_key(place.flow, place.stage), place.index))
+                if place.member is not None:
+                    uncounts.append((group_key(place.flow, place.stage), place.member))
             elif not place.is_callback:
                 sent = replace(message, flow="")  # the flow has gone on without it, or is gone
             new = transitions.created(old, sent, delay_s)
@@ -768,6 +772,8 @@ class Flows:
                 dead += [letter] if letter else []
         if dead:
             self._bridge.dead.replay(dead)
+        [counts] = self._backend.counts_of([group_key(id, stage)], timeout_s=self._timeout_s)
+        cast("Any", row).update(bad=counts.bad, sending=True)
 
     def _give_one(self, id: str, row: FlowRow, plan: Plan, key: str, *, again: bool) -> str | None:
         """Publish a step again, unless it runs, is done, or is dead; of a dead one, return the id, if it is to run."""
@@ -788,7 +794,7 @@ class Flows:
             message = self._made_again(row, plan, place._replace(life=life), old)
             if message is None:
                 return None
-            uncounts = [(group_key(id, place.stage), place.index)] if place.index is not None else []
+            uncounts = [(group_key(id, place.stage), place.member)] if place.member is not None else []
             record = self._records.replacing(step, old, head_of(text), transitions.new(message))
             entry = held(message, 0.0)
             commit = Commit([record], [Entry(entry.key, entry.dumps(), OWN_S)], (), uncounts)
@@ -798,7 +804,7 @@ class Flows:
 
     def _made_again(self, row: FlowRow, plan: Plan, place: Place, old: states.Row | None) -> Message | None:
         """Return the message of a step as it starts again, in another life of its own; None if nobody knows it."""
-        if place.index is None:
+        if place.member is None:
             message = self._step(place.flow, row, plan, place.stage, row.get("given"))
         elif old is not None and (sent := status_of("", old).sent) is not None:
             args, kwargs, headers = sent
@@ -818,7 +824,9 @@ class Flows:
     def _status(self, id: str, row: FlowRow) -> FlowStatus:
         totals, at, groups = row["totals"], row["stage"], row["groups"]
         keys = [group_key(id, number) for number in groups if number <= at]
-        counted = dict(zip(groups, self._backend.counts_of(keys, timeout_s=self._timeout_s) if keys else (), strict=False))
+        counted = dict(
+            zip(groups, self._backend.counts_of(keys, timeout_s=self._timeout_s) if keys else (), strict=False)
+        )
         numbers = Counter[str](done=sum(number not in counted for number in range(at)))
         for counts in counted.values():
             for name in ("done", "dead", "discarded", "cancelled"):
@@ -872,7 +880,7 @@ class Flows:
         counts = self._bridge.counts()
         return not counts.delayed and not counts.waiting.get(record.queue)
 
-    def list(
+    def listed(
         self, *, state: FlowState | None = None, before: tuple[float, str] = (inf, ""), most: int = 50
     ) -> list[FlowStatus]:
         """Return flows of a state, all if None: the latest first, those before a time and an id."""
@@ -893,7 +901,7 @@ class Flows:
 
     def stalled(self, *, most: int = 100) -> list[FlowStatus]:
         """Return those of the latest flows that run which are stalled (rule W11)."""
-        return [each for each in self.list(state="running", most=most) if each.is_stalled]
+        return [each for each in self.listed(state="running", most=most) if each.is_stalled]
 
     def steps(self, id: str, *, first: int = 0, most: int = 50) -> list[Status]:
         """Return the records of a flow's steps that have one, in order, from this one on, and of its callbacks."""
@@ -901,7 +909,9 @@ class Flows:
         at = 0
         for number, total in enumerate(row["totals"][: row["stage"] + 1]):
             part = range(max(0, first - at), min(total, first - at + most))
-            keys += [f"{number}/{index}" for index in part] if number in row["groups"] else [str(number)] if part else []
+            keys += (
+                [f"{number}/{index}" for index in part] if number in row["groups"] else [str(number)] if part else []
+            )
             at += total
         ids = [step_id(id, key) for key in keys[:most]]
         if first + most >= at:
@@ -974,8 +984,8 @@ class Flows:
         try:
             while row["state"] not in FINAL:
                 woken.clear()
-                left_s, last = deadline - monotonic(), row
-                row = await aside(lambda: self._again(id, last, left_s))
+                left_s = deadline - monotonic()
+                row = await aside(partial(self._again, id, row, left_s))
                 if row["state"] in FINAL or left_s <= 0:
                     break
                 with suppress(asyncio.TimeoutError):
@@ -1010,7 +1020,7 @@ class Flows:
             last = len(row["totals"]) - 1
             given = row.get("given", "null")
             if last in row["groups"]:
-                return Results(*codec.from_json(given)["v"], self.members)
+                return Results(*codec.from_json(given)["v"], members=self.members)
             return self._value(id, str(last), given)
         if end.ended == "discarded":
             raise TaskDiscarded(id=end.step, task=end.task, reason=end.reason)
@@ -1103,5 +1113,7 @@ def _digest(flow: Flow[Any]) -> str:
     """Return a hash of what a flow calls, but for the members of groups, which are read once."""
     from taskbridge.unique import hash_of
 
-    calls = [None if each.call is None else [each.call.declaration.name, *each.call.encoded()[:2]] for each in flow.stages]
+    calls = [
+        None if each.call is None else [each.call.declaration.name, *each.call.encoded()[:2]] for each in flow.stages
+    ]
     return hash_of(calls, "id")
