@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.flows.kills import INSTANTS, Instant, at_instant
+from tests.flows.kills import INSTANTS, acts_at, carried_out
 from tests.flows.site import Site
 from tests.servers import PrivateRedis
 
 TIMES = 2
+AT_ONCE = 6
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("instant", INSTANTS, ids=lambda instant: instant.name.replace(" ", "_"))
 @pytest.mark.parametrize("pair", ["celery+redis", "dramatiq+amqp"])
 def test_every_flow_ends_and_is_followed_once_whoever_is_killed(
-    pair: str, instant: Instant, tmp_path: Path, url_of: Callable[[str], str], redis_server: PrivateRedis
+    pair: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    url_of: Callable[[str], str],
+    redis_server: PrivateRedis,
 ) -> None:
-    with Site(tmp_path, url_of(pair), redis_server.url) as site:
-        found = at_instant(site, instant, TIMES)
+    url = url_of(pair)
 
-    assert found.wrong == []
-    assert found.ended == TIMES
+    @contextmanager
+    def make() -> Generator[Site]:
+        with Site(Path(tmp_path_factory.mktemp("flows")), url, redis_server.url) as site:
+            yield site
+
+    for name, found in carried_out(make, acts_at(INSTANTS, TIMES), at_once=AT_ONCE):
+        print(f"{name}: {found}")
+        assert found.wrong == [], name
+        assert found.ended == TIMES
