@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import pickle
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime, timezone
 from typing import Any, Protocol
 
 import pytest
@@ -25,15 +27,15 @@ from taskbridge import (
     TaskBridgeError,
     become,
     codec,
-    default_bridge,
     group,
 )
 from taskbridge.context import current, entered
 from taskbridge.declaration import declare
-from taskbridge.flows.building import Become
+from taskbridge.flows.plan import LONGEST_FLOW_ID
 from taskbridge.results import outcome_of
+from taskbridge.retry import Become
 from taskbridge.stores.states import Status
-from taskbridge.testing import capture_sent, fake_run
+from taskbridge.testing import capture_sent, fake_run, inline
 
 bridge = Bridge("inline://?threads=0", store="memory://")
 stranger = Bridge("inline://?threads=0", store="memory://")
@@ -223,43 +225,49 @@ def test_what_a_generator_gives_that_is_no_call_is_refused_as_it_is_read() -> No
     with pytest.raises(ValueError, match="of one bridge"):
         list(stage.members)
     with pytest.raises(TypeError, match="a flow is made of"):
-        group(each for each in ["a"])  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
+        group(each for each in ["a"])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 # What is refused
 
+step: Any = load  # of no type: what checkers refuse too is tried
+
 _REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
-        lambda: load.call(1).then(len),
+        lambda: step.call(1).then(len),
         TypeError,
         "then takes a task and its other arguments, not <built-in function len>",
     ),
-    (lambda: load.call(1).on_end(print), TypeError, r"on_end takes a task .* is it a @task\?"),
-    (lambda: load.call(1).then(load.call(2)), TypeError, r"not a call: write then\(load, ...\), or then_call"),
-    (lambda: load.call(1).then_call(load), TypeError, "then_call takes what .* for a task: then"),
-    (lambda: load.call(1).then(load, 2), TypeError, r"load\(number\) can't be called .*too many positional arguments"),
-    (lambda: load.call(1).then(untyped_pair()), TypeError, "missing a required argument: 'second'"),
-    (lambda: load.call(1).then(load, colour=2), TypeError, "unexpected keyword argument 'colour'"),
-    (lambda: load.call(1).on_failure(alarm, place="ops"), TypeError, "unexpected keyword argument 'place'"),
-    (lambda: load.call(1).then(unique), ValueError, "task 'unique' is unique"),
+    (lambda: step.call(1).on_end(print), TypeError, r"on_end takes a task .* is it a @task\?"),
+    (lambda: step.call(1).then(load.call(2)), TypeError, r"not a call: write then\(load, ...\), or then_call"),
+    (lambda: step.call(1).then_call(load), TypeError, "then_call takes what .* for a task: then"),
+    (lambda: step.call(1).then(load, 2), TypeError, r"load\(number\) can't be called .*too many positional arguments"),
+    (lambda: step.call(1).then(untyped_pair()), TypeError, "missing a required argument: 'second'"),
+    (lambda: step.call(1).then(load, colour=2), TypeError, "unexpected keyword argument 'colour'"),
+    (lambda: step.call(1).on_failure(alarm, place="ops"), TypeError, "unexpected keyword argument 'place'"),
+    (lambda: step.call(1).then(unique), ValueError, "task 'unique' is unique"),
     (lambda: unique.call(1).then(load), ValueError, "task 'unique' is unique"),
     (lambda: group([unique.call(1)]), ValueError, "task 'unique' is unique"),
     (lambda: load.using(id="x").call(1).then(load), ValueError, r"leave 'x' out, and use flow.using\(id=...\)"),
-    (lambda: load.call(1).then(load.using(id="x")), ValueError, "the flow gives its steps their ids"),
+    (lambda: step.call(1).then(load.using(id="x")), ValueError, "the flow gives its steps their ids"),
     (lambda: group([load.using(id="x").call(1)]), ValueError, "the flow gives its steps their ids"),
     (lambda: load.on_commit.call(1).then(load), ValueError, r"use transaction.on_commit\(flow.send\)"),
-    (lambda: load.call(1).on_end(alarm.using(commit="outbox")), ValueError, "no step waits for a commit"),
-    (lambda: load.call(1).then(foreign), ValueError, "tasks of one bridge"),
-    (lambda: load.call(1).then_call(foreign.call(1)), ValueError, "tasks of one bridge"),
-    (lambda: load.call(1).then_call(group([foreign.call(1)])), ValueError, "tasks of one bridge"),
+    (lambda: step.call(1).on_end(alarm.using(commit="outbox")), ValueError, "no step waits for a commit"),
+    (lambda: step.call(1).then(foreign), ValueError, "tasks of one bridge"),
+    (lambda: step.call(1).then_call(foreign.call(1)), ValueError, "tasks of one bridge"),
+    (lambda: step.call(1).then_call(group([foreign.call(1)])), ValueError, "tasks of one bridge"),
     (lambda: group([load.call(1), foreign.call(1)]), ValueError, "tasks of one bridge"),
-    (lambda: load.call(1).on_end(alarm).on_end(alarm), ValueError, "a flow has one on_end"),
-    (lambda: load.call(1).on_failure(alarm).on_failure(alarm), ValueError, "a flow has one on_failure"),
-    (lambda: load.call(1).then_call(load.call(2).on_end(alarm)), ValueError, "one id and one set of callbacks"),
-    (lambda: load.call(1).then_call(load.call(2).then(load).using(id="x")), ValueError, "one id and one set"),
-    (lambda: load.call(1).then(load).using(id=""), ValueError, "a flow's id is text of 1 to 247 bytes"),
-    (lambda: load.call(1).then(load).using(id="x" * 248), ValueError, "a flow's id is text of 1 to 247 bytes"),
-    (lambda: load.call(1).then(load).using(id="a\tb"), ValueError, "without control characters"),
+    (lambda: step.call(1).on_end(alarm).on_end(alarm), ValueError, "a flow has one on_end"),
+    (lambda: step.call(1).on_failure(alarm).on_failure(alarm), ValueError, "a flow has one on_failure"),
+    (lambda: step.call(1).then_call(load.call(2).on_end(alarm)), ValueError, "one id and one set of callbacks"),
+    (lambda: step.call(1).then_call(load.call(2).then(load).using(id="x")), ValueError, "one id and one set"),
+    (lambda: step.call(1).then(load).using(id=""), ValueError, f"a flow's id is text of 1 to {LONGEST_FLOW_ID} bytes"),
+    (
+        lambda: step.call(1).then(load).using(id="x" * (LONGEST_FLOW_ID + 1)),
+        ValueError,
+        f"a flow's id is text of 1 to {LONGEST_FLOW_ID} bytes",
+    ),
+    (lambda: step.call(1).then(load).using(id="a\tb"), ValueError, "without control characters"),
 ]
 
 
@@ -334,9 +342,9 @@ def test_a_group_gives_results_and_callbacks_get_a_flow_end() -> None:
     group([load.call(1)]).then(untyped)
     load.call(1).on_end(untyped)
     with pytest.raises(TypeError, match=r"task 'load' takes int first, and then gives it .*Results"):
-        group([load.call(1)]).then(load)
+        group([step.call(1)]).then(step)
     with pytest.raises(TypeError, match=r"task 'load' takes int first, and on_failure gives it .*FlowEnd"):
-        load.call(1).on_failure(load)
+        load.call(1).on_failure(step)
 
 
 def test_a_task_known_by_its_name_alone_takes_any_result() -> None:
@@ -387,6 +395,7 @@ def test_a_handle_that_was_pickled_has_lost_its_bridge_and_says_so() -> None:
 
 # Results
 
+THEN = datetime(2026, 11, 28, tzinfo=timezone.utc)
 ASKED: list[tuple[int, int]] = []
 
 
@@ -452,19 +461,31 @@ def test_results_travel_as_a_reference_with_and_without_hints(function: Callable
         assert args == [value]
 
 
+@pytest.mark.parametrize(("function", "form"), [(alarm.declaration.function, 2), (untyped.declaration.function, 3)])
+def test_the_end_of_a_flow_can_be_sent_on(function: Callable[..., Any], form: int) -> None:
+    declaration, end = declare(function), FlowEnd(id="f", name="load", state="failed", error="x")
+    call: Call[Any] = Call(declaration=declaration, args=(end,), kwargs={}, options=load.call(1).options)
+    args_json, _, found = call.encoded()
+
+    assert found == form
+    assert declaration.fitted(codec.loads_array(args_json), {}, form)[0] == [end]
+
+
+@pytest.mark.parametrize(
+    "value", [{"$": "results", "v": ["f", 0, 1, False]}, '{"$":"results"', '{"$":"flow end"', b"x"]
+)
+def test_what_only_looks_like_a_reference_is_what_it_is_and_of_the_first_form(value: object) -> None:
+    args_json, _, form = untyped.call(value).encoded()
+
+    assert form == 1
+    assert untyped.declaration.fitted(codec.loads_array(args_json), {}, form)[0] == [value]
+
+
 def test_a_task_that_returns_the_results_it_got_returns_the_reference(results: Results[str]) -> None:
     text = codec.dumps(results, "result")
-    record = Status(
-        id="m", task="untyped", queue="default", state="done", attempt=1, enqueued_at=_then(), result_json=text
-    )
+    record = Status(id="m", task="untyped", queue="default", state="done", enqueued_at=THEN, result_json=text)
 
     assert outcome_of(record, untyped.declaration) == results
-
-
-def _then() -> Any:
-    from datetime import datetime, timezone
-
-    return datetime(2026, 11, 28, tzinfo=timezone.utc)
 
 
 @pytest.mark.parametrize(
@@ -498,17 +519,17 @@ def test_what_is_no_reference_is_refused(parts: Any) -> None:
 def test_flows_are_imported_by_those_alone_who_make_some() -> None:
     program = """
 import sys
-from taskbridge import Bridge, task
-bridge = Bridge("inline://?threads=0", store="memory://")
-@bridge.task
+from taskbridge import Bridge, Handle, Message, Status, configure, task
+@task
 def add(left: int) -> int:
     return left
-assert bridge.send_many([add.call(1)])[0].result() == 1
+call = add.call(1)
+call.encoded()
 {}
 print(*sorted(each for each in sys.modules if each.startswith("taskbridge.flows.")))
 """
     assert _printed(program.format("")).split() == []
-    assert "taskbridge.flows.building" in _printed(program.format("add.call(1).then(add)")).split()
+    assert "taskbridge.flows.building" in _printed(program.format("call.then(add)")).split()
 
 
 def _printed(program: str) -> str:
@@ -516,12 +537,95 @@ def _printed(program: str) -> str:
     return done.stdout
 
 
-def test_an_empty_group_that_nothing_follows_belongs_to_the_default_bridge(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Taken(Exception): ...
+# On a bridge
 
-    def send(*_: object, **__: object) -> None:
-        raise Taken
 
-    monkeypatch.setattr(default_bridge().flows, "send", send)
-    with pytest.raises(Taken):
-        group([]).send()
+@pytest.fixture
+def shop() -> Iterator[Bridge]:
+    with inline(bridge) as found:
+        yield found
+
+
+def test_a_handle_tells_of_its_flow_and_gives_the_last_result(shop: Bridge) -> None:
+    handle = group([load.call(1), load.call(2)]).then(total, scale=2.0).then(untyped).using(id="nightly").send()
+
+    assert (handle.id, handle.is_new, handle.status().state) == ("nightly", True, "running")
+    assert handle.result(timeout=60) == 6.0
+    assert (handle.status().state, handle.status().done, handle.status().is_final) == ("done", 4, True)
+    assert shop.flow("nightly").result(timeout=60) == 6.0
+    assert pickle.loads(pickle.dumps(handle)) == handle
+
+
+async def _awaited(flow: Flow[Any]) -> list[Any]:
+    first = await flow.asend()
+    later = await flow.aschedule(3600)
+    return [
+        (await first.astatus()).state,
+        await first.aresult(60),
+        (await later.acancel()).state,
+        (await later.astatus()).is_final,
+        (await later.aretry()).state,
+    ]
+
+
+@pytest.mark.usefixtures("shop")
+def test_each_word_has_one_to_be_awaited() -> None:
+    assert asyncio.run(_awaited(load.call(5).then(load))) == ["running", 5, "cancelled", True, "running"]
+
+
+@pytest.mark.usefixtures("shop")
+def test_a_scheduled_flow_starts_later() -> None:
+    handle = load.call(1).then(load).schedule(3600)
+
+    first = bridge.flows.steps(handle.id)[0]
+    assert (first.state, first.due_at is not None) == ("scheduled", True)
+    with pytest.raises(TypeError, match="send is for now"):
+        load.call(1).then(load).schedule(None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.usefixtures("shop")
+def test_the_results_of_a_group_are_read_by_who_has_its_handle_and_by_a_task() -> None:
+    flow = group([load.call(number) for number in range(120)])
+
+    assert list(flow.send().result(timeout=60)) == list(range(120))
+    assert flow.then(total).send().result(timeout=60) == sum(range(120))
+    assert flow.then(pack).send().result(timeout=60) == list(range(120))
+
+
+@pytest.mark.usefixtures("shop")
+def test_results_that_are_found_in_results_are_read_as_these_are() -> None:
+    nested = group([nest.call(2), nest.call(3)], on_error="collect").send().result(timeout=60)
+    assert [list(each.value or ()) for each in nested] == [[0, 1], [0, 1, 2]]
+    assert list(group([nest.call(2)]).send().result(timeout=60)[0]) == [0, 1]
+    assert list(nest.send(2).result(timeout=60)) == [0, 1]
+
+
+@bridge.task(name="nest")
+def nest(width: int) -> Results[int]:
+    return become(group(load.call(number) for number in range(width)))
+
+
+@bridge.task(name="pack")
+def pack(numbers):  # type: ignore[no-untyped-def]  # results need no hint
+    return list(numbers)
+
+
+@pytest.mark.usefixtures("shop")
+def test_what_a_generator_gives_that_is_no_call_is_told_by_the_send() -> None:
+    given: list[Any] = [load.call(1), "load"]
+    with pytest.raises(TypeError, match="a flow is made of"):
+        group(each for each in given).send()
+
+
+@pytest.mark.usefixtures("shop")
+def test_a_flow_of_a_generator_is_sent_once() -> None:
+    flow = group(load.call(number) for number in range(2)).then(total)
+    flow.send()
+    with pytest.raises(TaskBridgeError, match="make the flow anew"):
+        flow.send()
+
+
+def test_an_empty_group_that_nothing_follows_belongs_to_the_default_bridge() -> None:
+    nobody: list[Call[int]] = []
+    with inline():
+        assert list(group(nobody).send().result(timeout=60)) == []
