@@ -18,7 +18,7 @@ from taskbridge.contract.flow_plan import FlowPlan, Part, Stage, told
 from taskbridge.contract.probe import Record, Records
 from taskbridge.contract.program import fail
 from taskbridge.contract.tasks import PROBE_FILE, QUEUES, Tasks
-from taskbridge.flows.plan import entry_id
+from taskbridge.stores.steps import entry_id
 from tests.flow_programs import FlowProgram, programs
 
 IN_CI = bool(os.environ.get("CI"))

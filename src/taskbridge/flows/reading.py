@@ -89,7 +89,7 @@ class Reading:
     def _known(self, id: str) -> FlowRow:
         row = self._row(id)
         if row is None:
-            raise exceptions.NoSuchRecord(id)
+            raise exceptions.NoSuchRecord(id, kind="flow")
         return row
 
     # Looking
@@ -232,7 +232,7 @@ class Reading:
         """Return what members of a group have returned, from one on; with `collect`, their outcomes."""
         row, plan = self._get(row_key(id), plan_key(id))
         if unpacked(row) is None:
-            raise exceptions.NoSuchRecord(id)
+            raise exceptions.NoSuchRecord(id, kind="flow")
         collects = cast("Group", plan_of(plan)["stages"][stage])["on_error"] == "collect"
         found = self._backend.members(group_key(id, stage), first, count, timeout_s=self._timeout_s)
         made: list[Any] = []
@@ -316,7 +316,7 @@ class Reading:
             nothing_is_left = self._bridge.run_until(lambda: self._known(id)["state"] in FINAL)
             row = self._known(id)
             if nothing_is_left and row["state"] not in FINAL:
-                raise exceptions.ResultTimeout(id, row["state"], "and nothing is left to run")
+                raise exceptions.ResultTimeout(id, row["state"], "and nothing is left to run", kind="flow")
         return row
 
     def _outcome(self, id: str, row: FlowRow) -> Any:
@@ -339,7 +339,7 @@ class Reading:
             case "failed" | "cancelled":
                 raise exceptions.TaskCancelled(id=end.step or id, task=end.task or row["name"])
             case _:
-                raise exceptions.ResultTimeout(id, row["state"], "in time")
+                raise exceptions.ResultTimeout(id, row["state"], "in time", kind="flow")
 
 
 def _once(ask: Callable[[], Any]) -> Callable[[], Any]:

@@ -40,7 +40,7 @@ class Reopening(Publishing):
         kept_s = self._bridge.settings.result_ttl_s if new.get("closed") else None
         write = Write(row_key(id), str(version), packed(new, version + 1), kept_s, tells=new["state"] in FINAL)
         if ends and new["state"] != "done":
-            write.cancels = life_of_flow(id, new.get("life", 0))
+            write.cancels = life_of_flow(id, row.get("life", 0))
             write.cancellation_kept_s = transitions.CANCELLATION_KEPT_S
         return write
 

@@ -361,7 +361,7 @@ class Flows(Reopening):
         place = place_of(message.flow)
         [text] = self._backend.get([row_key(place.flow)], timeout_s=timeout_s)
         if (row := unpacked(text)) is None:
-            raise NoSuchRecord(place.flow)
+            raise NoSuchRecord(place.flow, kind="flow")
         given, args = row.get("given", "null"), message.args_json
         args = f"[{given}]" if args == "[]" else f"[{given},{args[1:]}"
         flow = place._replace(flags=place.flags.replace("g", "")).dumps()

@@ -171,7 +171,7 @@ def a_killed_sender_leaves_a_flow_or_none(h: Harness) -> None:
 def a_killed_worker_ends_a_step_and_no_flow(h: Harness) -> None:
     """A step that is lost with its worker counts as dead, or is tried again; what waits for it starts then."""
     h.start_worker(queues=("vip",), supervised=True, answers=False)
-    h.start_worker(threads=4)
+    h.start_worker(queues=("contract",), threads=4)
     lost = Part(mark="lost x", steps=(KILL,), queue="vip")
     again = Part(mark="lost y", steps=(KILL, RETURN), policy="twice", queue="vip")
     plan = chain("lost", grouping(lost, again, *parts("lost ", 3), on_error="collect"), single("lost then"))
@@ -187,7 +187,8 @@ def a_killed_worker_ends_a_step_and_no_flow(h: Harness) -> None:
 def a_kill_beside_the_count_holds_up_no_flow(h: Harness) -> None:
     """A worker killed just before or after it counts a step, or goes on with its flow, holds it up for a while."""
     h.start_worker(queues=("contract",), threads=4)
-    cases = dict(zip(QUEUES[1:], product(deaths.FLOWING, ("step", "members", "become")), strict=False))
+    kinds = [*product(deaths.COUNTING, ("step", "members")), *product(deaths.BECOMING, ("become",))]
+    cases = dict(zip(QUEUES[1:], kinds, strict=True))
     dying = start_dying(h, {queue: place for queue, (place, _) in cases.items()})
     flows: list[tuple[str, str, Followed]] = []
     for queue, (place, kind) in cases.items():
@@ -210,7 +211,7 @@ def a_kill_beside_the_count_holds_up_no_flow(h: Harness) -> None:
         h.equal(f"the starts of what follows in {name}: {starts}", set(counts), {1})
         own = [count for mark, count in starts.items() if f"{name} a" in mark]
         h.check(all(1 <= count <= 2 for count in own), f"each should start once or again when it was lost: {starts}")
-        if place != deaths.FLOWING[0]:
+        if place not in (deaths.COUNTING[0], deaths.BECOMING[0]):
             ended = max(end.at for mark in marks if f"{name} a" in mark for end in ends_of(h, mark))
             took_s = begun(h, marks[marks.index(f"{name} b")]).at - ended
             h.in_time(f"the start of {name} b", took_s, h.spec.lease_s + _TAKEN_UP_S + h.target.latest_s(0.0))
