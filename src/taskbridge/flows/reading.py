@@ -149,8 +149,11 @@ class Reading:
             ids += [step_id(id, key, row.get("life", 0)) for key in CALLBACKS]
         return [each for each in self._records.find(ids, timeout_s=self._timeout_s) if each is not None]
 
-    def _statuses(self, rows: Mapping[str, FlowRow], *, looks: bool = False) -> Sequence[FlowStatus]:
-        """Return what is known of flows, in a few questions for all; of the open groups, one each."""
+    def _statuses(self, rows: Mapping[str, FlowRow], *, looks: bool = False, asks: bool = True) -> Sequence[FlowStatus]:
+        """Return what is known of flows, in a few questions for all; of the open groups, one each.
+
+        What waits for a minute is stalled; if this `asks`, only where nothing waits in its queue, as far as is known.
+        """
         now = self._bridge.now()
         groups = [(each, number) for each, row in rows.items() for number in row["groups"] if number <= row["stage"]]
         keys = [group_key(*each) for each in groups]
@@ -165,7 +168,7 @@ class Reading:
                 if index is not None:
                     oldest[each] = step_id(each, f"{at}/{index}")
         known = self._records.find([*oldest.values()], timeout_s=self._timeout_s)
-        records, waits = dict(zip(oldest, known, strict=True)), _once(self._bridge.counts)
+        records, waits = dict(zip(oldest, known, strict=True)), _once(self._bridge.counts if asks else lambda: None)
         return [
             self._status(each, row, counted, oldest.get(each, ""), records.get(each), waits)
             for each, row in rows.items()
@@ -224,7 +227,7 @@ class Reading:
         if record.state not in states.WAITING or now - max(at.timestamp() for at in heard if at) < _STALLED_S:
             return False
         counts = waits()
-        return not counts.delayed and not counts.waiting.get(record.queue)
+        return counts is None or not (counts.delayed or counts.waiting.get(record.queue))
 
     # What they return
 
