@@ -44,7 +44,7 @@ class Followed:
             return [status] if status.is_final else []
 
         status = h.until(over, f"the end of {plan}", within_s=within_s)[0]
-        h.equal(f"the end of {plan}", status.state, state)
+        h.equal(f"the end of {plan} ({status.end})", status.state, state)
         if state == "done":
             h.equal("its result", told(self.handle.result(h.patience_s)), value)
         else:
