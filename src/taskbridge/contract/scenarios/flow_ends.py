@@ -14,7 +14,18 @@ from typing import Any, Final
 from taskbridge import Message, NoSuchRecord, TaskCancelled, group
 from taskbridge.contract import deaths
 from taskbridge.contract.flow_plan import FlowPlan, Part, Stage, grouping, single
-from taskbridge.contract.flow_steps import Followed, begun, built, chain, counting, ends_of, parts, starts_of
+from taskbridge.contract.flow_steps import (
+    Followed,
+    begun,
+    built,
+    chain,
+    counting,
+    ends_of,
+    parts,
+    result_of,
+    starts_of,
+    status_of,
+)
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.program import DISCARD, KILL, RETURN, Step, fail, hold
 from taskbridge.contract.registry import (
@@ -87,7 +98,7 @@ def each_step_counts_once_however_it_ends(h: Harness) -> None:
     if not with_marks(h.target):
         _send_again(h, sent)
     h.start_worker(threads=4)
-    h.equal("the result", handle.result(2 * h.patience_s), "ends then")
+    h.equal("the result", result_of(h, handle, within_s=2 * h.patience_s), "ends then")
     begun(h, "ends end")
     h.idle(within_s=2 * h.patience_s)
     status = handle.status()
@@ -201,7 +212,7 @@ def a_kill_beside_the_count_holds_up_no_flow(h: Harness) -> None:
     for place, name, followed in flows:
         marks = [part.mark for part in followed.plan.parts()]
         begun(h, f"{name} end", within_s=h.patience_s + 2 * (h.spec.lease_s + _TAKEN_UP_S))
-        h.equal(f"the end of {name}", followed.handle.result(h.patience_s), f"{name} b")
+        h.equal(f"the end of {name}", result_of(h, followed.handle), f"{name} b")
         h.idle()
         starts = {mark: len(starts_of(h, mark)) for mark in marks}
         counts = [count for mark, count in starts.items() if f"{name} a" not in mark and "failure" not in mark]
@@ -222,7 +233,7 @@ def a_cancelled_flow_starts_nothing_more(h: Harness) -> None:
         waiting = built(h, chain(f"wide {width}", grouping(*parts(f"wide {width} ", width)))).send()
         with counting(h) as made:
             h.equal("what cancelling says", waiting.cancel().state, "cancelled")
-        costs.append(sum(made[name] for name in ("write", "commit", "create", "put", "remove")))
+        costs.append(made["writes"])
     h.equal("what cancelling writes", costs[0], costs[1])
     watching = Step(until_cancelled=True)
     h.start_worker(threads=2)
@@ -308,10 +319,10 @@ def nothing_of_a_flow_expires_before_its_end(h: Harness) -> None:
     followed = Followed(h, chain(name, single(f"{name} a"), single(f"{name} c"), group_, single(f"{name} d")))
     begun(h, "kept x")
     h.leave_alone(3.0)  # thrice as long as records are kept
-    h.equal("its state", followed.handle.status().state, "running")
+    h.equal("its state", status_of(h, followed.handle).state, "running")
     h.tasks.open("kept")
     handle = followed.handle
-    h.equal("its result", handle.result(h.patience_s), "kept d")
+    h.equal("its result", result_of(h, handle), "kept d")
     wanted = ["kept b0", "kept b1", "kept b2", "kept x"]
     h.equal("what the last step was given", begun(h, "kept d").data["given"], wanted)
     begun(h, "kept end")

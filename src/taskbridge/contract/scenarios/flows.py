@@ -34,6 +34,7 @@ from taskbridge.contract.flow_steps import (
     counting,
     ends_of,
     parts,
+    result_of,
     starts_of,
 )
 from taskbridge.contract.harness import Harness
@@ -245,10 +246,10 @@ def what_is_passed_is_as_large_as_it_is(h: Harness) -> None:
     handles = [flow.send() for flow in flows]
     every = group(value.call(each) for each in VALUES).send()
     for handle in handles:
-        handle.result(h.patience_s)
+        result_of(h, handle)
     given = [start.data["given"] for name in ("large", "some", "large results") for start in starts_of(h, name)]
     h.equal("what was given", given, [told(large), told(some), told([large])])
-    found = every.result(h.patience_s)
+    found = result_of(h, every)
     h.equal("how many results there are", len(found), len(VALUES))
     h.equal("the results", [describe(each) for each in found], [describe(each) for each in VALUES])
     h.equal("the last ones", [describe(each) for each in found[-3:]], [describe(each) for each in VALUES[-3:]])
@@ -263,7 +264,7 @@ def a_status_is_exact_and_costs_the_same(h: Harness) -> None:
     for handle in (wide, few):
         with counting(h) as made:
             handle.status()
-        costs.append(made.total())
+        costs.append(made["reads"] + made["writes"])
     h.equal("what a status costs", costs[0], costs[1])
     wide.cancel()
     few.cancel()
@@ -302,7 +303,7 @@ def a_flow_goes_on_with_another_engine(h: Harness) -> None:
         own = Harness(environment)
         own.start_worker(threads=2)
         handle: Any = environment.bridge.flow(sent.id)
-        h.equal("its result", handle.result(h.patience_s + 10.0), "moved b")
+        h.equal("its result", result_of(h, handle, within_s=h.patience_s + 10.0), "moved b")
         begun(own, "moved end")
         own.idle()
         runs = [(start.data["mark"], start.data["engine"]) for start in (first, *starts_of(own, "moved a", "moved b"))]
@@ -343,7 +344,7 @@ def a_group_of_any_width_is_sent_in_batches(h: Harness) -> None:
         at_once += change
         most = max(most, at_once)
     h.check(most <= 3, f"at most 3 members should run at once, but {most} did")
-    found = wide.result(h.patience_s + 20)
+    found = result_of(h, wide, within_s=h.patience_s + 20)
     h.check(list(found) == list(range(_WIDTH)), "the results should be those of the members, in their order")
     h.idle()
 
