@@ -31,6 +31,8 @@ GUARANTEES: Final[Mapping[str, str]] = {
     "unknown-task": "A deploy: tasks come that the old worker doesn't know",
     "send-into-a-black-hole": "The broker stops answering as a message is sent",
     "connection-lost-in-a-task": "The worker's connection drops while a task runs",
+    "deadly-member-of-a-group": "A member of a group takes its worker down each time; the application is to be told",
+    "killed-workers-in-groups": "Workers are killed again and again while groups run; a callback follows each",
 }
 """The rows of the first table: what they are, in few words."""
 

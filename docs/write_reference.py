@@ -86,9 +86,9 @@ FOR_ENGINES: Final[Mapping[str, frozenset[str]]] = {
         "engine flows knows marks move_to now pauses queue_of recording records records_of relay run_until store wire "
         "worker_commands work_is_there bound is_stopping task around on",
         "Task": "declaration",
-        "Call": "declaration options encoded sender",
+        "Call": "declaration options encoded sender followed",
         "Handle": "bridge",
-        "Flow": "stages failure end id sender",
+        "Flow": "stages failure end id sender followed",
         "FlowHandle": "bridge",
         "Results": "flow parts",
         "Status": "result_json sent",
@@ -114,11 +114,12 @@ WIDTH: Final = 92
 LONGEST: Final = 120
 """How long any line may be."""
 
-INHERITED: Final = {"Task": "Sendable", "Bridge": "Parts"}
+INHERITED: Final = {"Task": "Sendable", "Call": "Steps", "Bridge": "Parts"}
 """Bases that are not public themselves; what they have is shown with the class."""
 
 ELSEWHERE: Final = {
     "AsyncTask": "using, send, schedule and all else as in Task",
+    "Flow": "then, then_call, on_failure and on_end as in Call",
     "Bridge": "task, around and on: as the functions of these names",
 }
 """What is said of members that stand elsewhere on the page."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import Any, Final
 
-from celery import Celery, group
+from celery import Celery, chord, group
 
 from benchmarks.apps import work
 
@@ -58,6 +58,20 @@ def _with_one_producer(payload: str, size: int) -> None:
     with app.producer_or_acquire() as producer:
         for _ in range(size):
             tick.apply_async((payload,), producer=producer)
+
+
+@app.task(name="tick.last")
+def last_tick(payload: str) -> None:
+    work.tick_last()
+
+
+@app.task(name="followed")
+def followed() -> None:
+    work.followed()
+
+
+def tick_group(payload: str, count: int) -> None:
+    chord(last_tick.si(payload) for _ in range(count))(followed.si())
 
 
 def mark(label: str, delay_s: float) -> None:

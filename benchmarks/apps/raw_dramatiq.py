@@ -20,6 +20,13 @@ def _broker() -> Any:
     return RedisBroker(url=work.URL)
 
 
+def _count_groups() -> None:
+    from dramatiq.middleware import GroupCallbacks
+    from dramatiq.rate_limits.backends import RedisBackend
+
+    broker.add_middleware(GroupCallbacks(RedisBackend(url=work.URL)))
+
+
 def _keep_results() -> None:
     from dramatiq.results import Results
     from dramatiq.results.backends import RedisBackend
@@ -30,6 +37,8 @@ def _keep_results() -> None:
 broker: Final = _broker()
 if work.RESULTS:
     _keep_results()
+if work.GROUPS:
+    _count_groups()
 dramatiq.set_broker(broker)
 
 
@@ -56,6 +65,22 @@ def tick_each(payload: str, count: int) -> None:
 def tick_batches(payload: str, size: int, times: int) -> None:
     for _ in range(times):
         dramatiq.group([tick.message(payload) for _ in range(size)]).run()
+
+
+@dramatiq.actor(actor_name="tick.last", queue_name=work.QUEUE)
+def last_tick(payload: str) -> None:
+    work.tick_last()
+
+
+@dramatiq.actor(actor_name="followed", queue_name=work.QUEUE)
+def followed() -> None:
+    work.followed()
+
+
+def tick_group(payload: str, count: int) -> None:
+    group = dramatiq.group([last_tick.message(payload) for _ in range(count)])
+    group.add_completion_callback(followed.message())
+    group.run()
 
 
 def mark(label: str, delay_s: float) -> None:

@@ -18,6 +18,9 @@ CONFIRMS: Final = os.environ.get("BENCH_CONFIRMS", "1") == "1"
 RESULTS: Final = os.environ.get("BENCH_RESULTS") == "1"
 """Whether what tasks return is kept."""
 
+GROUPS: Final = os.environ.get("BENCH_GROUPS") == "1"
+"""Whether groups are sent that something follows."""
+
 STORE: Final = os.environ.get("BENCH_STORE") or None
 """Where taskbridge keeps it, if not in its broker."""
 
@@ -45,6 +48,7 @@ _MARKED: Final = frozenset(int(each) for each in os.environ.get("BENCH_MARKED", 
 _TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
 
 _count = itertools.count(1)
+_ended_at = 0.0
 
 
 def trace() -> None:
@@ -77,6 +81,18 @@ def tick() -> None:
         if TRACED and not _is_traced():
             return  # and so nothing is measured, for the benchmark misses the line
         _write(f"tick {number} {monotonic()} {_own_cpu_s()} {server_cpu_s()}")
+
+
+def tick_last() -> None:
+    """Count as `tick` does, and keep in mind when."""
+    global _ended_at  # noqa: PLW0603 - as a module's variable it costs least
+    tick()
+    _ended_at = monotonic()
+
+
+def followed() -> None:
+    """Write when a group is followed, and how long after the last `tick_last` of this process that is, in seconds."""
+    _write(f"followed {monotonic()} {monotonic() - _ended_at}")
 
 
 def mark(label: str, due_at: float) -> None:

@@ -45,15 +45,18 @@ would otherwise be repeated for ever), `worker_prefetch_multiplier=1`, `worker_s
 (`unacked_restore_interval`, `unacked_restore_throttle`), ten `priority_steps`, timeouts for sockets. On RabbitMQ,
 `confirm_publish` with a `confirm_timeout`, a heartbeat of 10 s, `task_queue_max_priority`.
 `task_publish_retry_policy` is the default, three more tries of a send. Trying for longer would make each send in an
-outage take longer.
+outage take longer. Groups are chords, whose results are in a Redis (`result_backend`), and whose body has an error
+callback.
 
 **Dramatiq alone**: `max_retries` and backoff, `dramatiq_queue_prefetch=1`, `--worker-shutdown-timeout`, priorities on
 actors and as `broker_priority`. On Redis, `maintenance_chance=50_000` (with the default, messages of a dead
 worker wait for minutes), `heartbeat_timeout` where the row names a lease, timeouts for sockets. On RabbitMQ,
-`confirm_delivery`, `max_priority`, a heartbeat of 10 s, `blocked_connection_timeout`.
+`confirm_delivery`, `max_priority`, a heartbeat of 10 s, `blocked_connection_timeout`. Groups have a completion
+callback, by `GroupCallbacks` with a Redis; each member has an actor for `on_retry_exhausted`.
 
 **taskbridge**: its defaults, except `lease` where the row names one, `grace`, `send_timeout` and a retry policy with
 the same pauses. On RabbitMQ, `store` names a Redis, which holds the attempt marks; on Redis, the broker is the store.
+Groups are flows: `group(...).then(...).on_failure(...)`.
 
 **Default settings**, where a row says so, are those of an engine that was just installed.
 """

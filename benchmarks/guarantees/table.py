@@ -50,6 +50,7 @@ class Row:
         attempts: The setup's.
         defaults: The setup's.
         server: Which server it needs.
+        groups: The setup's.
         issues: What upstream says.
     """
 
@@ -62,6 +63,7 @@ class Row:
     attempts: int
     defaults: bool
     server: ServerKind
+    groups: bool
     issues: tuple[Issue, ...]
 
 
@@ -98,6 +100,7 @@ def row(
     attempts: int = 5,
     defaults: bool = False,
     server: ServerKind = "plain",
+    groups: bool = False,
     issues: tuple[Issue, ...] = (),
 ) -> Callable[[Callable[[Trial], Outcome]], Callable[[Trial], Outcome]]:
     """Return a decorator that adds a function to the table; its docstring says how it measures."""
@@ -112,6 +115,7 @@ def row(
             attempts=attempts,
             defaults=defaults,
             server=server,
+            groups=groups,
             issues=issues,
         )
         return run
@@ -129,6 +133,7 @@ def add_row(
     attempts: int = 5,
     defaults: bool = False,
     server: ServerKind = "plain",
+    groups: bool = False,
     issues: tuple[Issue, ...] = (),
 ) -> None:
     """Add a row that measures as another does, but with other settings."""
@@ -145,5 +150,6 @@ def add_row(
         attempts=attempts,
         defaults=defaults,
         server=server,
+        groups=groups,
         issues=issues,
     )

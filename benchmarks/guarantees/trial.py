@@ -53,6 +53,11 @@ class Spec(Protocol):
         """The setup's."""
         ...
 
+    @property
+    def groups(self) -> bool:
+        """The setup's."""
+        ...
+
 
 class Trial:
     """A column's application on a server, for one row.
@@ -83,6 +88,7 @@ class Trial:
             lease_s=spec.lease_s,
             attempts=spec.attempts,
             defaults=spec.defaults,
+            groups=spec.groups,
         )
         self._workers: list[KeptWorker] = []
         self._clerks: list[Clerk] = []
@@ -92,7 +98,8 @@ class Trial:
     def __enter__(self) -> Self:
         """Start what the workers need besides the broker."""
         self.proxy.__enter__()
-        if not self.column.raw and self.column.broker == "amqp":  # where the marks of attempts are then
+        needs_store = not self.column.raw or self._setup.groups
+        if needs_store and self.column.broker == "amqp":  # where marks of attempts are then, or counts of groups
             self._store = PrivateRedis().start()
             self._setup = replace(self._setup, store_url=self._store.url)
         return self
@@ -200,6 +207,20 @@ class Trial:
         plain = [step.plain() for step in steps or (Step(),)]
         clerk = self.office if by is None else by
         return key, clerk.call("send", within_s=within_s, key=key, steps=plain, **options)
+
+    def send_group(self, members: Sequence[Sequence[Step]], *, expires_s: float | None = None) -> tuple[str, list[str]]:
+        """Send a group, and return its key and those of its members.
+
+        Raises:
+            ContractFailure: It could not be sent.
+        """
+        key = secrets.token_hex(4)
+        keys = [f"{key}/{number}" for number in range(len(members))]
+        plain = {each: [step.plain() for step in steps] for each, steps in zip(keys, members, strict=True)}
+        answer = self.office.call("send_group", key=key, members=plain, expires_s=expires_s)
+        if not answer.ok:
+            raise ContractFailure(f"a group was not sent: {answer.error or 'it hangs'}\n{self.situation()}")
+        return key, keys
 
     def until(self, condition: Callable[[], object], within_s: float) -> bool:
         """Wait until a condition is true, and return whether it was in time."""

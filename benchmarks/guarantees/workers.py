@@ -56,6 +56,11 @@ class KeptWorker:
             self._stopped.set()
             self._process.kill()
 
+    def crash(self) -> None:
+        """End all its processes with SIGKILL; another is started, as if it had ended by itself."""
+        with self._lock:
+            self._process.kill()
+
     def terminate(self) -> None:
         """Send SIGTERM; what ends is not started again."""
         with self._lock:

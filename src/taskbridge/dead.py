@@ -23,6 +23,7 @@ from taskbridge.stores.entries import held
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
+    from taskbridge.flows.states import FlowStatus
     from taskbridge.stores.states import Status
 
 DEFAULT_LIMIT: Final = 100  # how many dead letters `DeadLetters.list` returns unless it is told otherwise
@@ -359,6 +360,14 @@ class DeadLetters:
         error, traceback = shown(status.error, status.traceback)
         attempts = tuple(replace(each, error=shown(each.error)[0]) for each in status.attempts)
         return replace(status, error=error, traceback=traceback, attempts=attempts)
+
+    def shown_flow(self, flow: FlowStatus) -> FlowStatus:
+        """Return a flow's status with the error that may be shown."""
+        if (end := flow.end) is None or not end.error_type:
+            return flow
+        error = self.shown_error(end.task, end.step, ErrorInfo(type=end.error_type, message=end.error))
+        shown = ("", "") if error is None else (error.type, error.message)
+        return replace(flow, end=replace(end, error_type=shown[0], error=shown[1]))
 
     def _shown_failure(
         self, task: str, id: str, error: ErrorInfo | None, traceback: str = ""

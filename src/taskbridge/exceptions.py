@@ -53,7 +53,7 @@ class NotInstalledError(TaskBridgeError, ImportError):
 
 
 class NoCurrentTaskError(TaskBridgeError, LookupError):
-    """`current()` was called outside a task."""
+    """`current()` or `become()` was called outside a task."""
 
 
 class CodecError(TaskBridgeError, ValueError):
@@ -203,21 +203,21 @@ class StoreUnavailable(BrokerUnavailable):
 
 
 class NoSuchRecord(TaskBridgeError, LookupError):
-    """Nothing is known of a message of this `id`: it was never sent, or its record is older than `result_ttl`."""
+    """Nothing is known of a message or flow of this `id`: it was never sent, or ended longer than `result_ttl` ago."""
 
-    def __init__(self, id: str) -> None:
+    def __init__(self, id: str, *, kind: str = "message") -> None:
         super().__init__(
-            f"nothing is known of a message {id!r}: no such message was sent while a store was set, "
+            f"nothing is known of a {kind} {id!r}: no such {kind} was sent while a store was set, "
             "or its record is older than result_ttl"
         )
         self.id = id
 
 
 class ResultTimeout(TaskBridgeError, TimeoutError):
-    """A message had no result in time; `state` is what it was doing then."""
+    """A message, or a flow, had no result in time; `state` is what it was doing then."""
 
-    def __init__(self, id: str, state: str, problem: str) -> None:
-        super().__init__(f"message {id} has no result {problem}: it is {state}")
+    def __init__(self, id: str, state: str, problem: str, *, kind: str = "message") -> None:
+        super().__init__(f"{kind} {id} has no result {problem}: it is {state}")
         self.id = id
         self.state = state
 

@@ -25,9 +25,10 @@ from taskbridge.vitals import AHEAD_S, MINUTES, Running, Tally, Worker, read
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
     from taskbridge.brokers import base
+    from taskbridge.flows.states import FlowState, FlowStatus
     from taskbridge.pauses import Pause
 
-__all__ = ["Alarm", "Failures", "MessagesPage", "Operations", "QueueNow", "Rates", "Running", "Worker"]
+__all__ = ["Alarm", "Failures", "FlowsPage", "MessagesPage", "Operations", "QueueNow", "Rates", "Running", "Worker"]
 
 ALIVE_S: Final = 20.0
 """For how long after it was last heard of a process counts as alive; it tells of itself every 5 s."""
@@ -122,6 +123,19 @@ class MessagesPage:
     """
 
     items: tuple[Status, ...]
+    cursor: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowsPage:
+    """Flows, the latest first.
+
+    Attributes:
+        items: What is known of each.
+        cursor: What to ask for the next ones with; empty if there are no more.
+    """
+
+    items: tuple[FlowStatus, ...]
     cursor: str
 
 
@@ -270,6 +284,25 @@ class Operations:
                 return MessagesPage(items=tuple(items), cursor="")
         return MessagesPage(items=tuple(items), cursor=f"{before[0]!r} {before[1]}")
 
+    def flows(
+        self, *, state: FlowState | Literal["stalled"] | None = None, cursor: str = "", most: int = 50
+    ) -> FlowsPage:
+        """Return flows, the latest first, by when they ended, or were sent.
+
+        Args:
+            state: None is all. Of those that are `stalled`, there is one page.
+            cursor: Of the page before; empty for the first. One that no page had is a `ValueError`.
+            most: How many are returned at most, from 1 to 500.
+        """
+        flows, most = self._bridge.flows, max(1, min(most, _MOST_A_PAGE))
+        if state == "stalled":
+            return FlowsPage(items=tuple(flows.stalled(most=most)), cursor="")
+        items = tuple(flows.list(state=state, before=_before(cursor), most=most))
+        if len(items) < most:
+            return FlowsPage(items=items, cursor="")
+        last = items[-1]
+        return FlowsPage(items=items, cursor=f"{(last.ended_at or last.created_at).timestamp()!r} {last.id}")
+
     def alarms(self, *, queues: Sequence[QueueNow] | None = None, rates: Rates | None = None) -> tuple[Alarm, ...]:
         """Return what somebody should look at, the worst first.
 
@@ -297,6 +330,9 @@ class Operations:
                 if schedule.missed:
                     text = f"schedule {schedule.name} has missed {schedule.missed} ticks in all"
                     found.append(Alarm(text=text, level="warning"))
+            if stalled := bridge.flows.counts()["stalled"]:
+                what = "1 flow is" if stalled == 1 else f"{stalled} flows are"
+                found.append(Alarm(text=f"{what} stalled", level="error"))
         return tuple(sorted(found, key=lambda each: each.level))
 
     # What the store tells

@@ -32,7 +32,8 @@ ignore_result: write results=False
 store_results: results are kept where there is a store; results=False keeps none
 soft_time_limit timeout: write time_limit, in seconds; it raises TimeLimitExceeded in the task (hard_time_limit ends it)
 queue_name routing_key: write queue
-on_success on_failure on_retry on_retry_exhausted link link_error: add a hook, such as @bridge.on('dead')
+on_success on_failure on_retry on_retry_exhausted: add a hook, such as @bridge.on('dead')
+link link_error: write task.call(...).then(...) or .on_failure(...), which makes a flow
 actor_name: write name
 max_age: write expires, in seconds
 """)
@@ -43,7 +44,8 @@ delay enqueue kiq: write send(...)
 apply_async: write send(...), schedule(when, ...) for countdown and eta, using(queue=...) for other options
 send_with_options: write using(queue=...).send(...), or schedule(when, ...) for a delay
 s si signature subtask message message_with_options: write call(...)
-map starmap chunks: write send_many([task.call(...), ...])
+then then_call on_failure on_end link link_error pipe: write call(...), which has then, then_call, on_failure and on_end
+map starmap chunks: write send_many([task.call(...), ...]), or group(...) if something is to follow
 apply run fn: call the task itself, task(...)
 retry: in the task, raise Retry(after=..., reason=...)
 request: in the task, current() tells what runs

@@ -62,18 +62,15 @@ class SendOptions:
             raise ValueError(f"an id is text of 1 to {LONGEST_ID} bytes without control characters, not {self.id!r}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Call(Generic[R_co]):
-    """A call that is not sent yet, made by `Task.call`: for `send_many`, for schedules, and a flow of one step.
+class Steps(Generic[R_co]):
+    """What tasks can follow: a call, or a flow. Each method of this class returns a new flow (rules W).
 
-    `then`, `then_call`, `on_failure` and `on_end` make a `Flow` of it, whose methods of these names say more (rules W).
+    They raise `TypeError` for what is no task or call, for arguments that don't fit, and for a result of a class that
+    the task after it does not take; and `ValueError` for calls of two bridges, of a unique task, with an id or with a
+    `commit`.
     """
 
-    declaration: Declaration
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    options: SendOptions
-    sender: Sending = field(default=cast("Sending", None), compare=False, repr=False)  # of those that tasks make
+    __slots__ = ()
 
     @overload
     def then(
@@ -84,25 +81,44 @@ class Call(Generic[R_co]):
     def then(self, task: Callable[Concatenate[R_co, P], R2], /, *args: P.args, **kwargs: P.kwargs) -> Flow[R2]: ...
 
     def then(self, task: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Have a task run when this call ended well, with its result as the first argument, before these."""
-        return self._flow().then(task, *args, **kwargs)
+        """Have a task run when all before it ended well, with its result as the first argument, before these.
+
+        A group's result is a `Results`.
+        """
+        return self.followed("then", task, args, kwargs)
 
     def then_call(self, call: Call[R2] | Flow[R2], /) -> Flow[R2]:
-        """Have a call, or the stages of a flow, run when this call ended well; the result goes nowhere."""
-        return self._flow().then_call(call)
+        """Have a call, or the stages of a flow, run when all before it ended well; the result goes nowhere."""
+        return self.followed("then_call", call)
 
     def on_failure(
         self, task: Callable[Concatenate[FlowEnd, P], Any], /, *args: P.args, **kwargs: P.kwargs
     ) -> Flow[R_co]:
-        """Have a task run once if this call ends badly, with a `FlowEnd` as the first argument."""
-        return self._flow().on_failure(task, *args, **kwargs)
+        """Have a task run once if the flow fails, with a `FlowEnd` as the first argument."""
+        return self.followed("on_failure", task, args, kwargs)
 
     def on_end(self, task: Callable[Concatenate[FlowEnd, P], Any], /, *args: P.args, **kwargs: P.kwargs) -> Flow[R_co]:
-        """Have a task run once, however this call ends, with a `FlowEnd` as the first argument."""
-        return self._flow().on_end(task, *args, **kwargs)
+        """Have a task run once, last of all, however the flow ends, with a `FlowEnd` as the first argument."""
+        return self.followed("on_end", task, args, kwargs)
 
-    def _flow(self) -> Flow[R_co]:
-        return self.sender.flow_of(self)
+    def followed(self, word: str, by: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = {}) -> Flow[Any]:
+        """Return the flow that one of these methods makes."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call(Steps[R_co]):
+    """A call that is not sent yet, made by `Task.call`: for `send_many`, for schedules, and a flow of one step."""
+
+    declaration: Declaration
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    options: SendOptions
+    sender: Sending = field(default=cast("Sending", None), compare=False, repr=False)  # of those that tasks make
+
+    def followed(self, word: str, by: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = {}) -> Flow[Any]:
+        """Do as `Flow.followed`, as a flow of one step."""
+        return self.sender.flow_of(self).followed(word, by, args, kwargs)
 
     def send(self) -> Handle[R_co]:
         """Send the call, as one message; see `Task.send`."""

@@ -14,6 +14,7 @@ import redis
 from django.contrib.admin import site
 from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.models import DELETION, LogEntry
+from django.contrib.admin.utils import quote
 from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
 from django.db import transaction
@@ -30,7 +31,7 @@ from taskbridge.retry import ErrorInfo
 from tests.django.site.office.tasks import fail, remind, report, reported, tidy
 
 ADMIN: Final = "/admin/taskbridge"
-LISTS: Final = ("queue", "deadletter", "message", "schedule")
+LISTS: Final = ("queue", "deadletter", "message", "flow", "schedule")
 TIDY: Final = tidy.name
 VIEWS: Final = tuple(f"view_{name}" for name in LISTS)
 
@@ -407,6 +408,55 @@ def test_a_message_that_has_ended_is_not_cancelled(inline: Bridge) -> None:
     assert logged() == []
 
 
+def test_flows_are_shown_and_cancelled(bridge: Bridge) -> None:
+    script = "<script>alert('x')</script>"
+    flow = report.call(1).then_call(report.call(2)).using(id=script).send()
+    client = browser(*VIEWS, "cancel_flow")
+    assert escape(script) in page(client, "flow/")
+    shown = page(client, f"flow/{quote(script)}/change/")
+    assert report.name in shown
+    assert "<script>alert" not in shown
+    assert "Cancel</button>" in shown
+    assert "Retry</button>" not in shown
+
+    act(client, "flow", "cancel", flow.id)
+
+    assert flow.status().state == "cancelled"
+    assert logged() == [(flow.id, "Cancelled.")]
+    assert client.get(f"{ADMIN}/flow/nobody/change/").status_code == 302
+
+
+def test_a_failed_flow_says_why_and_is_retried(inline: Bridge) -> None:
+    flow = fail.call("no such customer").then_call(report.call(2)).send()
+    inline.run_until_idle()
+    client = browser(*VIEWS, "retry_flow")
+    assert "ValueError: no such customer" in page(client, f"flow/{flow.id}/change/")
+
+    act(client, "flow", "retry", flow.id)
+
+    assert flow.status().state == "running"
+    assert logged() == [(flow.id, "Retried.")]
+    done = report.call(1).then_call(report.call(2)).send()
+    inline.run_until_idle()
+    act(client, "flow", "retry", done.id)
+    assert f"Flow {done.id} is done: there is nothing to retry." in page(client, "flow/")
+    act(browser("all"), "flow", "cancel", done.id)
+    assert done.status().state == "done"
+
+
+def test_flows_are_shown_page_by_page(inline: Bridge) -> None:
+    ids = [report.call(1).then_call(report.call(2)).send().id for _ in range(60)]
+    client = browser("all")
+
+    first = page(client, "flow/")
+    after = first.partition("?after=")[2].partition('"')[0]
+    second = page(client, f"flow/?after={after}")
+
+    assert [each for each in ids if f'value="{each}"' in first] == ids[10:]
+    assert [each for each in ids if f'value="{each}"' in second] == ids[:10]
+    assert "0 flows" in page(client, "flow/?after=nonsense")
+
+
 def test_schedules_of_the_code_are_paused_and_resumed(bridge: Bridge) -> None:
     client = browser(*VIEWS, "change_schedule")
 
@@ -476,6 +526,8 @@ ACTS: Final = (
     ("deadletter", "replay", "letter-0000"),
     ("deadletter", "delete_selected", "letter-0000"),
     ("message", "cancel", "chosen"),
+    ("flow", "cancel", "flow"),
+    ("flow", "retry", "flow"),
     ("schedule", "pause", "put"),
     ("schedule", "resume", "put"),
     ("schedule", "run_now", "put"),
@@ -515,10 +567,13 @@ def test_forms_are_for_those_who_may_change(inline: Bridge, path: str) -> None:
     assert _all(inline) == before
 
 
-@pytest.mark.parametrize("model", ["queue", "deadletter", "message"])
+@pytest.mark.parametrize("model", ["queue", "deadletter", "message", "flow"])
 def test_nobody_adds_or_changes_what_only_tasks_make(inline: Bridge, model: str) -> None:
     _something(inline)
-    client, name = browser("all"), {"queue": "default", "deadletter": "letter-0000", "message": "chosen"}[model]
+    client, name = (
+        browser("all"),
+        {"queue": "default", "deadletter": "letter-0000", "message": "chosen", "flow": "flow"}[model],
+    )
     answers = (302, 403) if model == "queue" else (403,)  # it has no page, and Django 6.1 looks first if there is one
 
     assert client.post(f"{ADMIN}/{model}/add/", {"id": "x"}).status_code == 403
@@ -528,12 +583,19 @@ def test_nobody_adds_or_changes_what_only_tasks_make(inline: Bridge, model: str)
 def _something(bridge: Bridge) -> None:
     bury(bridge)
     report.using(id="chosen").schedule(3600, 1)
+    report.call(1).then_call(report.call(2)).using(id="flow").schedule(3600)
     bridge.schedules.put("put", report.call(7), every=60)
 
 
 def _all(bridge: Bridge) -> Any:
     schedules = [replace(each, next_runs=()) for each in bridge.schedules.list()]
-    return bridge.counts(), bridge.dead_letters(), schedules, bridge.handle("chosen").status()
+    return (
+        bridge.counts(),
+        bridge.dead_letters(),
+        schedules,
+        bridge.handle("chosen").status(),
+        bridge.flow("flow").status(),
+    )
 
 
 # Where they don't answer

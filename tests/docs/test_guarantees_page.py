@@ -32,6 +32,12 @@ KNOWN = {
     "an expired task vanishes": ("expired-tasks", "celery+amqp:raw"),
     "a queue of the other engine is refused": ("same-queue-name", "celery+amqp:raw"),
     "a delay over the visibility timeout is run again": ("delay-over-visibility-timeout", "celery+redis:raw"),
+    "what follows a group runs again as one of its members does": (
+        "group-member-delivered-again",
+        "dramatiq+redis:raw",
+    ),
+    "a group whose member kills its worker never ends (Celery)": ("deadly-member-of-a-group", "celery+redis:raw"),
+    "a group whose member expires never ends (Dramatiq)": ("expired-member-of-a-group", "dramatiq+redis:raw"),
     "a task over the visibility timeout is run again": ("task-over-visibility-timeout", "celery+redis:raw"),
 }
 

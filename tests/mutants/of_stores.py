@@ -714,3 +714,95 @@ def lists_what_is_sent_alone(replacing: Any) -> Any:
             return replacing(self, *args, **options)
 
     return silent
+
+
+# Groups
+
+
+@mutant("a_member_is_counted_once", _MEMORY, "MemoryBackend.tally")
+def counts_each_time(tally: Any) -> Any:
+    """A member is counted as often as somebody does."""
+
+    def count(self: Any, write: Any, given: Any, *, timeout_s: float) -> Any:
+        self._group(given.key).ended.pop(given.index, None)
+        return tally(self, write, given, timeout_s=timeout_s)
+
+    return count
+
+
+@mutant("what_is_kept_of_ends_is_read_in_pages", _REDIS, "_bits", kind="redis")
+def reads_whole_bytes(bits: Any) -> Any:
+    """A page begins with the first member of a byte."""
+    return lambda raw, skipped, count: bits(raw, 0, count)
+
+
+@mutant("the_first_that_is_open_is_found", _MEMORY, "MemoryBackend.first_open")
+def takes_members_for_ended_in_order(_: Any) -> Any:
+    """The first member that is open is the one after as many as have ended."""
+
+    def first(self: Any, key: str, total: int, *, timeout_s: float) -> int | None:
+        ended = len(self._group(key).ended)
+        return ended if ended < total else None
+
+    return first
+
+
+@mutant("a_group_tells_of_its_end", "taskbridge.stores.backend", "Tally.is_posted")
+def tells_of_the_last_alone(_: Any) -> Any:
+    """A member that ended badly is not told of before all have ended."""
+    return lambda self, *, all_ended: all_ended or self.posts == "always"
+
+
+@mutant("a_group_tells_of_its_end", _MEMORY, "MemoryBackend.tally")
+def puts_entries_off(tally: Any) -> Any:
+    """An entry is due when the last one who put it there said."""
+
+    def put_off(self: Any, write: Any, given: Any, *, timeout_s: float) -> Any:
+        self._outbox.pop(given.entry.id, None)
+        return tally(self, write, given, timeout_s=timeout_s)
+
+    return put_off
+
+
+@mutant("a_replay_is_counted_no_more", f"{_SQL}.groups", "SqlGroups._uncount", kind="sqlite")
+def counts_replays_as_ended(_: Any) -> Any:
+    """What is replayed still counts as ended."""
+    return lambda self, run, members: None
+
+
+@mutant("a_group_is_kept_until_it_is_over", _REDIS, "RedisBackend.end_groups", kind="redis")
+def ends_for_good(end: Any) -> Any:
+    """A group that is to be forgotten is, though that was taken back."""
+    return lambda self, keys, *, kept_s, **rest: end(self, keys, kept_s=0.5 if kept_s is None else kept_s, **rest)
+
+
+@mutant("a_group_is_kept_until_it_is_over", f"{_SQL}.groups", "SqlGroups._forget", kind="sqlite")
+def goes_on_with_what_is_over(_: Any) -> Any:
+    """A group whose time is over is not removed before one of the same name begins."""
+    return lambda self, run, key: None
+
+
+@mutant("members_are_counted_once_by_many", f"{_SQL}.groups", "SqlGroups._count", kind="sqlite")
+def counts_by_a_counter(count: Any) -> Any:
+    """A member is counted whether or not it was before."""
+
+    def add(self: Any, run: Any, tally: Any) -> Any:
+        run(
+            "DELETE FROM taskbridge_member WHERE namespace = :namespace AND key = :key AND number = :number",
+            self._its(key=tally.key, number=tally.index),
+        )
+        return count(self, run, tally)
+
+    return add
+
+
+@mutant("of_the_last_two_one_is_told", f"{_SQL}.groups", "SqlGroups._add", kind="postgresql")
+def waits_for_no_other(add: Any) -> Any:
+    """Who has completed a part of a group looks at the others without a lock."""
+    return lambda self, run, key, shard, *how, **sent: 0 if shard < 0 else add(self, run, key, shard, *how, **sent)
+
+
+@mutant("lists_are_counted", _MEMORY, "MemoryBackend.count_listed")
+def counts_all_lists_as_one(_: Any) -> Any:
+    """All messages that are listed are in the list of each state."""
+    return lambda self, names, *, timeout_s: [len(self._listed)] * len(names)

@@ -22,8 +22,11 @@ from taskbridge import (
     Flow,
     FlowEnd,
     FlowHandle,
+    IdempotencyConflict,
     NoCurrentTaskError,
+    NoSuchRecord,
     Results,
+    ResultTimeout,
     TaskBridgeError,
     become,
     codec,
@@ -240,7 +243,11 @@ _REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
     ),
     (lambda: step.call(1).on_end(print), TypeError, r"on_end takes a task .* is it a @task\?"),
     (lambda: step.call(1).then(load.call(2)), TypeError, r"not a call: write then\(load, ...\), or then_call"),
-    (lambda: step.call(1).then_call(load), TypeError, "then_call takes what .* for a task: then"),
+    (
+        lambda: step.call(1).then_call(load),
+        TypeError,
+        r"a flow is what group\(...\), task.call\(...\) and their methods return, not",
+    ),
     (lambda: step.call(1).then(load, 2), TypeError, r"load\(number\) can't be called .*too many positional arguments"),
     (lambda: step.call(1).then(untyped_pair()), TypeError, "missing a required argument: 'second'"),
     (lambda: step.call(1).then(load, colour=2), TypeError, "unexpected keyword argument 'colour'"),
@@ -351,6 +358,12 @@ def test_a_task_known_by_its_name_alone_takes_any_result() -> None:
     flow = load.call(1).then(bridge.named("elsewhere"), 5, channel="ops")
 
     assert shape(flow)[1] == ("elsewhere", (5,), {"channel": "ops"}, True)
+
+
+def test_the_words_of_flows_on_a_task_say_what_to_write() -> None:
+    for word in ("then", "on_failure", "link"):
+        with pytest.raises(AttributeError, match=r"write call\(...\), which has then, then_call"):
+            getattr(load, word)
 
 
 # Become
@@ -608,6 +621,17 @@ def nest(width: int) -> Results[int]:
 @bridge.task(name="pack")
 def pack(numbers):  # type: ignore[no-untyped-def]  # results need no hint
     return list(numbers)
+
+
+@pytest.mark.usefixtures("shop")
+def test_errors_say_that_they_are_about_a_flow() -> None:
+    with pytest.raises(NoSuchRecord, match="nothing is known of a flow 'nobody'"):
+        bridge.flow("nobody").status()
+    with pytest.raises(ResultTimeout, match="flow later has no result in time: it is running"), fake_run():
+        load.call(1).then(load).using(id="later").schedule(60).result(timeout=0)
+    with pytest.raises(IdempotencyConflict, match="there is a flow 'later' already"):
+        load.call(2).then(load).using(id="later").send()
+    assert load.call(1).then(load).using(id="later").send().is_new is False
 
 
 @pytest.mark.usefixtures("shop")

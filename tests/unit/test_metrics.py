@@ -479,6 +479,18 @@ def test_queues_and_schedules_are_read() -> None:
     assert any(name.startswith(MISSED) for name in found)
 
 
+def test_flows_that_have_not_ended_are_counted() -> None:
+    bridge = shop()
+    fine = bridge.named("fine")
+    for _ in range(3):
+        fine.call().then_call(fine.call()).send()
+
+    assert samples(text_of(bridge))['taskbridge_flows{state="running"}'] == 3
+    bridge.run_until_idle()
+    assert samples(text_of(bridge))['taskbridge_flows{state="running"}'] == 0
+    assert samples(text_of(bridge))['taskbridge_flows{state="stalled"}'] == 0
+
+
 def test_what_is_known_of_each_queue_is_told_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     queue = SimpleNamespace(name="email", waiting=3, oldest_s=7.5, running=1, paused=object())
     monkeypatch.setattr(Bridge, "operations", SimpleNamespace(queues=lambda _: (queue,)))
@@ -492,6 +504,8 @@ def test_what_is_known_of_each_queue_is_told_of_it(monkeypatch: pytest.MonkeyPat
         'taskbridge_queue_messages{queue="*",state="dead"}': 0,
         'taskbridge_queue_oldest_seconds{queue="email"}': 7.5,
         'taskbridge_paused{queue="email"}': 1,
+        'taskbridge_flows{state="running"}': 0,
+        'taskbridge_flows{state="stalled"}': 0,
     }
 
 

@@ -74,6 +74,8 @@ EXPECTED = {
     'taskbridge_paused{queue="email"}': 0,
     'taskbridge_paused{queue="default"}': 0,
     'taskbridge_schedule_missed_total{schedule="nightly"}': 0,
+    'taskbridge_flows{state="running"}': 0,
+    'taskbridge_flows{state="stalled"}': 0,
     'taskbridge_messages_total{queue="email",state="dead",task="fine"}': 0,
     'taskbridge_messages_total{queue="default",state="dead",task="drops"}': 0,
     'taskbridge_messages_total{queue="default",state="dead",task="nightly"}': 0,

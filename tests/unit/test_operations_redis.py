@@ -78,6 +78,7 @@ def test_a_screen_of_top_reads_what_workers_do_once(bridge: Bridge, redis_server
         operations.queues()
         bridge.schedules.list()
         bridge.paused()  # for the alarms about tasks
+        bridge.flows.counts()
 
     _screen(bridge, 80, 24)
     assert calls(redis_server, lambda: _screen(bridge, 80, 24)) == calls(redis_server, look)

@@ -21,7 +21,7 @@ from taskbridge.brokers.redis.places import place_of
 from taskbridge.durations import moment
 from taskbridge.exceptions import BrokerUnavailable, SendError, StoreUnavailable
 from taskbridge.message import new_id
-from taskbridge.stores.backend import ABSENT, Commit, PartlyCommitted, Write
+from taskbridge.stores.backend import ABSENT, Backend, Commit, Entry, PartlyCommitted, Tally, Write
 from taskbridge.stores.base import Store
 from taskbridge.stores.notifications import Notifications
 from taskbridge.stores.records import Ending
@@ -156,6 +156,50 @@ def test_keys_of_cancellations_that_hold_something_else_are_made_anew(redis_serv
     assert record is not None
     assert record.state == "cancelled"
     assert list(store.records.cancelled_since("", timeout_s=5)[1]) == [message.life]
+    store.close()
+    client.close()
+
+
+def end(backend: Backend, index: int, *, total: int = 3, text: str = "1") -> bool | None:
+    """Count a member of a group as done."""
+    tally = Tally("flow:f:group:0", total, index, "done", text, Entry("flow", "f", 0.0), "last")
+    return backend.tally(Write(f"record:{index}", ABSENT, "1"), tally, timeout_s=5)
+
+
+@pytest.mark.parametrize("suffix", ["", ":ended", ":bad", ":0"])
+@pytest.mark.parametrize("odd", [("LPUSH", "x"), ("SET", b"\xff"), ("HSET", "ended", "many", "sent", b"\xff")])
+def test_a_group_of_which_a_key_holds_something_else_stops_nobody(
+    redis_server: PrivateRedis, suffix: str, odd: tuple[str | bytes, ...]
+) -> None:
+    store, client = opened(redis_server), Client(redis_server.url)
+    backend, group = store.backend, "flow:f:group:0"
+    key = f"{backend._prefix}{group}{suffix}"  # type: ignore[attr-defined]
+    end(backend, 0)
+    client.execute([("DEL", key), (odd[0], key, *odd[1:])], timeout_s=5)
+    assert len(backend.members(group, 0, 3, timeout_s=5)) == 3
+    assert len(backend.counts_of([group], timeout_s=5)) == 1
+    backend.first_open(group, 3, timeout_s=5)
+    backend.note_sent(group, 3, timeout_s=5)
+    ended = [end(backend, index) for index in (1, 2)]
+    assert None not in ended
+    uncounting = Commit([Write("state", ABSENT, "1")], uncounts=[(group, index) for index in range(3)])
+    assert backend.commit([uncounting], timeout_s=5) == [True]
+    again = [end(backend, index + 3, total=6) for index in range(3)]
+    assert None not in again
+    backend.end_groups([group], kept_s=60, timeout_s=5)
+    for left in client.execute([("KEYS", f"{backend._prefix}{group}*")], timeout_s=5):  # type: ignore[attr-defined]
+        assert client.execute([("PTTL", left)], timeout_s=5) > 0
+    store.close()
+    client.close()
+
+
+def test_a_member_takes_few_bytes_beside_its_record(redis_server: PrivateRedis) -> None:
+    store, client = opened(redis_server), Client(redis_server.url)
+    for index in range(1000):
+        end(store.backend, index, total=1000, text=str(index))
+    keys = client.execute([("KEYS", f"{store.backend._prefix}flow:f:group:0*")], timeout_s=5)  # type: ignore[attr-defined]
+    sizes = [client.execute([("MEMORY", "USAGE", key, "SAMPLES", 0)], timeout_s=5) for key in keys]
+    assert sum(sizes) <= 60 * 1000
     store.close()
     client.close()
 

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import psycopg
 import psycopg.sql
@@ -20,7 +21,7 @@ from taskbridge.contract.ports import free_port
 from taskbridge.contract.stores.suite import run_all
 from taskbridge.contract.stores.table import CHECKS
 from taskbridge.settings import load
-from taskbridge.stores.backend import BackendWithTables
+from taskbridge.stores.backend import ABSENT, BackendWithTables, Commit, Entry, Tally, Write
 from taskbridge.stores.base import Claim, Store
 from taskbridge.stores.records import Ending
 from taskbridge.stores.sql.backend import open_store
@@ -102,6 +103,8 @@ _OF_EACH_KIND = (
     "what_was_given_back_is_run",
     "a_pause_lasts",
     "the_outbox_tells_each_entry_to_one",
+    "a_replay_is_counted_no_more",
+    "a_group_is_kept_until_it_is_over",
     "whoever_waits_is_woken_by_another_process",
 )
 
@@ -217,6 +220,43 @@ def test_many_calls_at_once_take_a_few_connections(url: str) -> None:
     store.close()
 
 
+def test_whoever_counts_and_uncounts_members_of_a_group_never_waits_for_the_other_in_a_circle(url: str) -> None:
+    """PostgreSQL would refuse one of them, after a second."""
+    store, total, key = opened(url), 64, "flow:f:group:0"
+    init(store)
+    backend, begun = store.backend, Barrier(6)
+
+    def count(number: int) -> None:
+        begun.wait()
+        for turn in range(8):
+            for index in range(number, total, 2):
+                tally = Tally(key, total, index, "done", "1", Entry("flow", "f", 60.0), "always")
+                backend.tally(Write(f"record:{turn}/{number}/{index}", ABSENT, "1"), tally, timeout_s=20)
+
+    def uncount(number: int) -> None:
+        begun.wait()
+        for turn in range(20):
+            members = [(key, index) for index in range(turn % 2, total, 2)]
+            write = Write(f"replay:{number}/{turn}", ABSENT, "1")
+            backend.commit([Commit([write], [Entry("flow", "f", 60.0)], (), members)], timeout_s=20)
+
+    def look_after(number: int) -> None:
+        begun.wait()
+        for turn in range(20):
+            backend.note_sent(key, turn + number, timeout_s=20)
+            backend.end_groups([key, "flow:g:group:0"], kept_s=None if turn % 2 else 3600, timeout_s=20)
+            backend.purge(timeout_s=20)
+
+    with ThreadPoolExecutor(6) as pool:
+        tasks = [pool.submit(run, number) for run in (count, uncount, look_after) for number in range(2)]
+        for each in tasks:
+            each.result(timeout=120)
+    ended = [each for each in backend.members(key, 0, total, timeout_s=5) if each is not None]
+    [counts] = backend.counts_of([key], timeout_s=5)
+    assert (counts.done, counts.bad) == (len(ended), 0)
+    store.close()
+
+
 def test_clearing_removes_what_the_namespace_has_stored_and_nothing_else(url: str) -> None:
     store, other = opened(url, namespace="one"), opened(url, namespace="other")
     init(store)
@@ -226,6 +266,8 @@ def test_clearing_removes_what_the_namespace_has_stored_and_nothing_else(url: st
         each.ticks.begin("s", now=lambda: 1.0, timeout_s=5)
         each.ticks.claim("s", 2.0, claimant="c", now=1.0, lease_s=9.0, timeout_s=5)
         each.marks.started(a_message())
+        tally = Tally("flow:f:group:0", 2, 0, "done", "1", Entry("flow", "f"), "last")
+        each.backend.tally(Write("record:0", ABSENT, "1"), tally, timeout_s=5)
     assert isinstance(store.backend, BackendWithTables)
     store.backend.clear(timeout_s=5)
     assert store.records.get("id-0", timeout_s=5) is None
@@ -234,6 +276,10 @@ def test_clearing_removes_what_the_namespace_has_stored_and_nothing_else(url: st
     assert other.records.get("id-0", timeout_s=5) is not None
     assert list(other.ticks.states(["s"], timeout_s=5)) == ["s"]
     assert other.marks.claim(a_message(), timeout_s=5) is Claim.RUNNING
+    assert [each.backend.members("flow:f:group:0", 0, 1, timeout_s=5)[0] for each in (store, other)] == [
+        None,
+        ("done", "1"),
+    ]
     for each in (store, other):
         each.close()
 
@@ -245,7 +291,7 @@ def test_the_checks_leave_nothing_behind(url: str) -> None:
         store.close()
         results = list(run_all(url, [CHECKS["what_is_settled_stays_settled"], CHECKS["a_replay_begins_anew"]]))
         assert [result.outcome for result in results] == ["passed", "passed"]
-        for table in ("text", "cancelled"):
+        for table in ("text", "cancelled", "member", "group"):
             query = psycopg.sql.SQL("SELECT count(*) FROM {}").format(psycopg.sql.Identifier(f"taskbridge_{table}"))
             assert connection.execute(query).fetchone() == (0,), table
 

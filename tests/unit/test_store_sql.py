@@ -17,7 +17,7 @@ import pytest
 
 from taskbridge import Bridge, BrokerUnavailable, Message, SettingsError, StoreNotReady
 from taskbridge.settings import load
-from taskbridge.stores.backend import ABSENT, BackendWithTables, Commit, Write
+from taskbridge.stores.backend import ABSENT, BackendWithTables, Commit, Entry, Tally, Write
 from taskbridge.stores.base import Claim, Store
 from taskbridge.stores.records import Ending
 from taskbridge.stores.sql import schema
@@ -131,6 +131,37 @@ def test_tables_of_an_earlier_release_are_brought_up_to_date(
     assert init(newer) == (after, after)
     assert newer.records.get("id-0", timeout_s=5) is not None
     newer.close()
+
+
+def test_tables_without_groups_get_them(url: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:3])
+        before.setattr(schema, "VERSION", 3)
+        store.records.create([(a_message(), 0.0)], timeout_s=5)
+    newer = opened(url)
+    assert init(newer) == (3, 4)
+    assert count(newer, 0, total=1)
+    assert newer.records.get("id-0", timeout_s=5) is not None
+    newer.close()
+
+
+def count(store: Store, index: int, *, total: int) -> bool | None:
+    """Count a member of a group as done."""
+    tally = Tally("flow:f:group:0", total, index, "done", "1", Entry("flow", "f"), "last")
+    return store.backend.tally(Write(f"record:{index}", ABSENT, "1"), tally, timeout_s=20)
+
+
+def test_what_is_over_of_groups_is_removed_in_parts(store: Store, tmp_path: Path) -> None:
+    for index in range(600):
+        count(store, index, total=600)
+    store.backend.end_groups(["flow:f:group:0"], kept_s=0.001, timeout_s=5)
+    deadline = time.monotonic() + 20
+    while store.backend.counts_of(["flow:f:group:0"], timeout_s=5)[0].ended:
+        assert time.monotonic() < deadline
+    assert [store.backend.purge(timeout_s=5) for _ in range(3)] == [True, False, False]
+    with database(tmp_path) as connection:
+        for table in ("taskbridge_member", "taskbridge_group"):
+            assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
 
 
 def test_a_migration_that_fails_leaves_the_tables_as_they_were(

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
@@ -23,14 +24,15 @@ from starlette.testclient import TestClient
 from werkzeug.test import Client
 
 from taskbridge import Bridge, DeadEntry, ErrorInfo, Event, Every, NotInstalledError, ScheduleEntry, Status
-from taskbridge.operations import Alarm, Failures, MessagesPage, QueueNow, Rates, Running, Worker
+from taskbridge.flows.states import FlowEnd, FlowStatus
+from taskbridge.operations import Alarm, Failures, FlowsPage, MessagesPage, QueueNow, Rates, Running, Worker
 from taskbridge.pauses import Pause
 from taskbridge.stores.states import Attempt, Progress
 from taskbridge.web import app, everything, pages, wsgi
 from taskbridge.web.acts import ACTS
 from tests.web import shop
 
-PAGES: Final = ("", "running", "failures", "messages", "dead", "schedules", "workers")
+PAGES: Final = ("", "running", "failures", "messages", "dead", "flows", "schedules", "workers")
 NOW: Final = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 
 
@@ -77,8 +79,8 @@ def dead_id(bridge: Bridge) -> str:
 
 
 def test_each_page_is_answered_with_a_strict_policy_and_nothing_inline(client: TestClient, bridge: Bridge) -> None:
-    dead = dead_id(bridge)
-    for path in (*PAGES, f"message?id={dead}", f"letter?id={dead}"):
+    dead, flow = dead_id(bridge), shop.parcels(1, 2).send()
+    for path in (*PAGES, f"message?id={dead}", f"letter?id={dead}", f"flow?id={flow.id}"):
         answer = client.get(f"/{path}")
         seen = Seen(answer.text)
         assert answer.status_code == 200, path
@@ -119,7 +121,18 @@ def test_arguments_and_errors_are_shown_as_the_redact_function_leaves_them(
         raise RuntimeError
 
     monkeypatch.setattr(bridge.dead, "_redact", hide)
-    for path in ("failures", "messages", "dead", f"message?id={dead}", f"letter?id={dead}"):
+    flow = shop.receipt.call("ann@example.org").then(shop.hostile).send()
+    bridge.run_until_idle()
+    assert flow.status().end is not None
+    for path in (
+        "failures",
+        "messages",
+        "dead",
+        f"message?id={dead}",
+        f"letter?id={dead}",
+        "flows",
+        f"flow?id={flow.id}",
+    ):
         assert "ann@example.org" not in client.get(f"/{path}").text, path
 
 
@@ -160,6 +173,25 @@ def hostile(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> TestClient:
         worker=evil,
         raw=evil.encode(),
     )
+    end = FlowEnd(
+        id=evil, name=evil, state=evil, step=evil, task=evil, ended=evil, reason=evil, error_type=evil, error=evil
+    )
+    counts = dict.fromkeys(("total", "waiting", "running", "done", "dead", "discarded", "cancelled"), 1)
+    flow = FlowStatus(
+        id=evil,
+        name=evil,
+        state=evil,
+        created_at=NOW,
+        ended_at=NOW,
+        stage=1,
+        stages=2,
+        oldest=evil,
+        end=end,
+        parent=evil,
+        **counts,
+    )
+    flows = SimpleNamespace(status=lambda _: flow, steps=lambda *_, **__: [status])
+    monkeypatch.setattr(Bridge, "flows", property(lambda _: flows))
     group: dict[str, Any] = {"first_at": NOW, "last_at": NOW, "last_id": evil, "count": 2, "is_dead_count": 1}
     minutes = (1,) * 60
     operations = SimpleNamespace(
@@ -173,6 +205,7 @@ def hostile(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> TestClient:
             Worker(name=evil, engine=evil, version=evil, queues=(evil,), slots=1, busy=1, seen_at=NOW, started_at=NOW),
         ),
         messages=lambda **_: MessagesPage(items=(status,), cursor=evil),
+        flows=lambda **_: FlowsPage(items=(flow,), cursor=evil),
         alarms=lambda **_: (Alarm(text=evil, level=evil),),
     )
     schedule = ScheduleEntry(name=evil, task=evil, timing=Every(60), next_runs=(NOW,), last_id=evil, source=evil)
@@ -188,7 +221,7 @@ def hostile(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> TestClient:
 
 def test_hostile_texts_are_shown_and_do_nothing(hostile: TestClient) -> None:
     queries = {"messages": {"task": shop.HOSTILE, "queue": shop.HOSTILE}, "dead": {"task": shop.HOSTILE}}
-    for page in (*PAGES, "message", "letter"):
+    for page in (*PAGES, "message", "letter", "flow"):
         answer = hostile.get(f"/{page}", params={"id": "m1", **queries.get(page, {})})
         seen = Seen(answer.text)
         assert answer.status_code == 200, answer.text
@@ -200,6 +233,61 @@ def test_hostile_texts_are_shown_and_do_nothing(hostile: TestClient) -> None:
 
 def test_a_chart_has_a_bar_for_each_minute(hostile: TestClient) -> None:
     assert hostile.get("/").text.count("v-40.0h3v40.0z") == 4 * 60
+
+
+def test_a_flow_shows_how_far_it_has_come(client: TestClient, bridge: Bridge) -> None:
+    flow = shop.parcels(*range(100, 160)).using(id="nightly").send()
+    assert 'aria-label="0 of 61 steps are done"' in client.get("/flows", params={"state": "running"}).text
+    bridge.run_until_idle()
+
+    assert flow.result(timeout=0) == "60 parcels go by bike"
+    assert "nightly" not in client.get("/flows", params={"state": "running"}).text
+    assert "61/61" in client.get("/flows", params={"state": "done"}).text
+    first = client.get("/flow", params={"id": "nightly"}).text
+    assert 'aria-label="61 of 61 steps are done"' in first
+    assert "2 of 2" in first
+    more = [urlsplit(url) for url in Seen(first).urls if "first=" in url]
+    assert [parse_qs(url.query) for url in more] == [{"id": ["nightly"], "first": ["50"]}]
+    rest = client.get(f"/flow?{more[0].query}").text
+    assert first.count('<td class="name">') == 50
+    assert rest.count('<td class="name">') == 11
+    assert rest.count("shop.ship</a>") == 1
+    ids = [set(re.findall(r'title="([0-9a-f-]{36})"', text)) for text in (first, rest)]
+    assert (len(ids[0] | ids[1]), ids[0] & ids[1]) == (61, set())
+
+
+def test_flows_are_listed_page_by_page(client: TestClient) -> None:
+    ids = [shop.parcels(number).using(id=f"flow-{number}").send().id for number in range(60)]
+
+    text, shown = client.get("/flows").text, list[str]()
+    for _ in range(2):
+        shown += re.findall(r'class="id" href="[^"]*" title="([^"]+)"', text)
+        [older] = [url for url in Seen(text).urls if "cursor=" in url] or [""]
+        text = client.get(older).text if older else ""
+
+    assert shown == ids[::-1]
+    assert client.get("/flows", params={"state": "odd"}).status_code == 200
+
+
+def test_a_failed_flow_says_why_and_is_retried(
+    client: TestClient, bridge: Bridge, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    flow = shop.parcels(1, shop.BROKEN, 2).send()
+    bridge.run_until_idle()
+    for path in ("flows?state=failed", f"flow?id={flow.id}"):
+        text = client.get(f"/{path}").text
+        assert "<b>tests.web.shop.Unreachable</b> nobody packs order 13" in text
+        assert "/act/retry_flow" in text
+        assert "/act/cancel_flow" not in text
+    (tmp_path / "fixed").touch()
+    monkeypatch.setenv("SHOP_FIXED", str(tmp_path / "fixed"))
+
+    said = client.post("/act/retry_flow", data={"token": token_of(client), "target": flow.id}).text
+    assert f"Flow {flow.id} goes on" in said
+    bridge.run_until_idle()
+
+    assert flow.result(timeout=0) == "3 parcels go by bike"
+    assert "/act/" not in client.get("/flow", params={"id": flow.id}).text.replace("/act/none", "")
 
 
 def test_control_characters_and_long_texts_are_bounded(
@@ -377,6 +465,10 @@ def test_each_act_is_done_told_and_logged_with_who(bridge: Bridge, caplog: pytes
         assert "is paused" in act("pause_schedule", target="shop.report")
         assert "goes on" in act("resume_schedule", target="shop.report")
         assert "Sent as message" in act("run_schedule", target="shop.report")
+        flow = shop.parcels(shop.BROKEN).send()
+        bridge.run_until_idle()
+        assert "goes on" in act("retry_flow", target=flow.id)
+        assert "is cancelled" in act("cancel_flow", target=flow.id)
 
     assert {action for _, action, _ in told} == set(ACTS)
     assert {operator for operator, _, _ in told} == {"ann"}
@@ -387,11 +479,14 @@ def test_each_act_is_done_told_and_logged_with_who(bridge: Bridge, caplog: pytes
 @pytest.mark.parametrize(
     ("action", "form", "said"),
     [
-        ("replay", {"target": "x" * 256}, "no message&#39;s id"),
+        ("replay", {"target": "x" * 256}, "no message&#39;s or flow&#39;s id"),
         ("pause", {"target": "nowhere"}, "is not known"),
         ("replay_all", {"per_second": "fast"}, "must be a number above 0"),
         ("replay_all", {"per_second": "-1"}, "must be above 0"),
         ("run_schedule", {"target": "never"}, "there is no schedule"),
+        ("cancel_flow", {"target": "unknown"}, "nothing is known"),
+        ("cancel_flow", {"target": "DONE"}, "it is done"),
+        ("retry_flow", {"target": "DONE"}, "there is nothing to retry: it is done"),
         ("cancel", {"target": "unknown"}, "nothing is known"),
         ("cancel", {"target": "DEAD"}, "too late"),
         ("replay", {"target": "unknown"}, "1 not there any more"),
@@ -413,6 +508,9 @@ def test_what_cannot_be_done_is_said_logged_and_told_to_nobody(
     told: list[Event] = []
     if form.get("target") == "DEAD":
         form = {"target": dead_id(bridge)}
+    if form.get("target") == "DONE":
+        form = {"target": shop.parcels(1).send().id}
+        bridge.run_until_idle()
     with bridge.hooks.added("operated", told.append):
         text = client.post(f"/act/{action}", data={"token": token_of(client), **form}).text
 
@@ -429,7 +527,7 @@ def test_a_long_form_and_an_odd_one_are_refused(client: TestClient) -> None:
 
 @pytest.mark.parametrize("id", ["", "\x00", "x" * 300, "../../etc/passwd", "unknown"])
 def test_an_odd_id_is_not_found(client: TestClient, id: str) -> None:
-    for page in ("message", "letter"):
+    for page in ("message", "letter", "flow"):
         assert client.get(f"/{page}", params={"id": id}).status_code == 404
 
 
@@ -437,6 +535,11 @@ def test_an_odd_place_in_a_list_is_not_found(client: TestClient) -> None:
     for odd in ("x", "nan", "-inf", "1e999"):
         assert client.get("/dead", params={"after": f"{odd}:m1"}).status_code == 404
         assert client.get("/messages", params={"cursor": f"{odd} m1"}).status_code == 404
+        assert client.get("/flows", params={"cursor": f"{odd} f1"}).status_code == 404
+    flow = shop.parcels(1).send()
+    for odd in ("x", "-1", "\N{SUPERSCRIPT TWO}", "1" * 10, "1e3"):
+        assert client.get("/flow", params={"id": flow.id, "first": odd}).status_code == 404
+    assert client.get("/flow", params={"id": flow.id, "first": "999999999"}).status_code == 200
     assert client.get("/nothing").status_code == 404
 
 
@@ -450,7 +553,7 @@ def test_what_needs_a_setting_is_named(bridge: Bridge) -> None:
 
     without_store = Bridge("celery+amqp://guest:guest@127.0.0.1:1//", send_timeout=0.2)
     client = TestClient(app(without_store))
-    for page in ("running", "failures", "messages", "workers"):
+    for page in ("running", "failures", "messages", "flows", "workers"):
         answer = client.get(f"/{page}")
         assert answer.status_code == 200
         assert "TASKBRIDGE_STORE" in answer.text

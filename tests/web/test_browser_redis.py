@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
@@ -22,7 +23,7 @@ from tests.web import shop
 SEND_TIMEOUT_S: Final = 60.0
 MANY: Final = 10_000
 WIDTHS: Final = (1280, 390)
-PAGES: Final = ("", "running", "failures", "messages", "dead", "schedules", "workers")
+PAGES: Final = ("", "running", "failures", "messages", "dead", "flows", "schedules", "workers")
 
 
 class Page:
@@ -228,6 +229,32 @@ def test_messages_are_filtered_and_one_is_shown_with_its_attempts(page: Page, br
     assert page.text.count("smtp.example.org does not answer") >= 2
 
 
+def test_a_failed_flow_is_found_retried_and_followed_to_its_end(page: Page, bridge: Bridge, fixed: Path) -> None:
+    flow = shop.parcels(1, shop.BROKEN, 2).using(id=f"nightly-{uuid4()}").send()
+    until(lambda: flow.status().is_final, "the flow's end")
+    page.open("flows?state=failed")
+    page.browser.click(f'css:td.name a[href$="{flow.id}"]', loads=True)
+    page.browser.sees("nobody packs order 13")
+    page.browser.sees("1 of 2")
+    fixed.touch()
+    page.act("retry_flow", flow.id)
+    page.browser.sees(f"Flow {flow.id} goes on")
+    page.browser.sees("2 of 2")  # nobody loads it again
+
+    assert flow.result(PATIENCE_S) == "3 parcels go by bike"
+
+
+def test_a_flow_is_cancelled_while_a_step_of_it_runs(page: Page, bridge: Bridge, tmp_path: Path) -> None:
+    flow = shop.import_products.call(str(tmp_path / "never")).then_call(shop.order.call(1)).send()
+    until(lambda: flow.status().running and bridge.handle(flow.status().oldest).status().state == "running", "its run")
+    page.open("flows?state=running")
+    page.act("cancel_flow", flow.id)
+    page.browser.sees(f"Flow {flow.id} is cancelled")
+
+    assert flow.status().state == "cancelled"
+    until(lambda: not [run for run in bridge.operations.running() if run.task == shop.import_products.name], "its end")
+
+
 def test_the_page_follows_what_goes_on(page: Page, bridge: Bridge) -> None:
     page.shows(" 0 dead", "")
 
@@ -257,10 +284,12 @@ def test_hostile_texts_do_nothing_and_nothing_overflows(page: Page, bridge: Brid
     page.shows(shop.HOSTILE[:20], "failures")
     page.shows(shop.HOSTILE[:20], "")
     page.shows(shop.HOSTILE[:20], "messages")
+    flow = shop.hostile.call(shop.HOSTILE).then_call(shop.order.call(1)).using(id=shop.HOSTILE).send()
+    until(lambda: flow.status().is_final, "the hostile flow's end")
     page.browser.complaints.clear()
     for width in reversed(WIDTHS):
         page.browser.resize(width)
-        for path in (*PAGES, f"letter?id={sent.id}", f"message?id={sent.id}"):
+        for path in (*PAGES, f"letter?id={sent.id}", f"message?id={sent.id}", f"flow?id={quote(flow.id)}"):
             page.open(path)
             assert page.browser.evaluate("document.title") != "owned"
             assert not page.browser.is_wider_than_screen(), (path, width)

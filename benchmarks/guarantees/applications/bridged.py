@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.guarantees.applications.setup import RETRY_DELAY_S, Setup
-from benchmarks.guarantees.applications.work import EXPIRED, READY, Work
-from taskbridge import Bridge, Event, Priority, RetryPolicy
+from benchmarks.guarantees.applications.work import EXPIRED, FOLLOWED, READY, TOLD, Work
+from taskbridge import Bridge, Event, FlowEnd, Priority, Results, RetryPolicy, group
 from taskbridge.contract.rewriting import garbage, rewriting
+from taskbridge.message import Message
+from taskbridge.observing import Observer
+from taskbridge.retry import Verdict
 
 setup: Setup = Setup.load()
 work: Work = Work(setup)
@@ -43,6 +46,28 @@ _perform_task = bridge.task(name="guarantees.work")(_perform)
 _late_task = bridge.task(name="guarantees.late")(_perform) if setup.late else None
 
 
+@bridge.task(name="guarantees.follow")
+def _follow(results: Results[None], key: str) -> None:
+    work.follow(key, FOLLOWED)
+
+
+@bridge.task(name="guarantees.told")
+def _told(end: FlowEnd, key: str) -> None:
+    work.follow(key, TOLD)
+
+
+class Watch(Observer):
+    """Hears when a run's end is recorded and marked; the broker is told after this."""
+
+    def settled(self, message: Message, verdict: Verdict) -> None:
+        """Hear of it."""
+        work.settled()
+
+
+if setup.groups:
+    bridge.observers.append(Watch())
+
+
 @bridge.on("worker_started")
 def _ready(event: Event) -> None:
     work.probe.write(READY)
@@ -72,6 +97,13 @@ def send(
         chosen.send(key, steps)
     else:
         chosen.schedule(delay_s, key, steps)
+
+
+def send_group(key: str, members: dict[str, list[dict[str, Any]]], expires_s: float | None = None) -> None:
+    """Send a group, what follows when all its members are done, and what is told if one of them fails."""
+    task = _perform_task.using(expires=expires_s)
+    calls = [task.call(member, steps) for member, steps in members.items()]
+    group(calls).then(_follow, key).on_failure(_told, key).send()
 
 
 def send_garbage() -> None:

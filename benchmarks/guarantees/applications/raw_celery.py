@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import pika
 import redis
-from celery import Celery, signals
+from celery import Celery, chord, signals
 
 from benchmarks.guarantees.applications.setup import RETRY_DELAY_S, Setup
-from benchmarks.guarantees.applications.work import EXPIRED, READY, Work
+from benchmarks.guarantees.applications.work import EXPIRED, FOLLOWED, READY, TOLD, Work
 
 _GARBAGE: Final = b"}{ this is no message"
 _HEARTBEAT_S: Final = 10
@@ -17,8 +17,10 @@ _PRIORITIES: Final = 10
 
 setup: Setup = Setup.load()
 work: Work = Work(setup)
-app: Any = Celery("guarantees", broker=setup.broker_url)
-app.conf.update(task_default_queue=setup.name, task_ignore_result=True, broker_connection_retry_on_startup=True)
+app: Any = Celery("guarantees", broker=setup.broker_url, backend=setup.groups_url)
+app.conf.update(
+    task_default_queue=setup.name, task_ignore_result=not setup.groups, broker_connection_retry_on_startup=True
+)
 
 
 def _careful() -> dict[str, Any]:
@@ -79,6 +81,18 @@ _perform_task: Any = app.task(name="guarantees.work", **_RETRIES)(_perform)
 _late_task: Any = app.task(name="guarantees.late", **_RETRIES)(_perform) if setup.late else None
 
 
+def _follow(key: str, kind: str) -> None:
+    work.follow(key, kind)
+
+
+_follow_task: Any = app.task(name="guarantees.follow", **_RETRIES)(_follow)
+
+
+@signals.task_postrun.connect
+def _settled(**_: Any) -> None:
+    work.settled()  # results are stored and the chord has counted; the broker is told after this
+
+
 @signals.worker_ready.connect
 def _ready(**_: Any) -> None:
     work.probe.write(READY)
@@ -102,11 +116,22 @@ def send(
     late: bool = False,
 ) -> None:
     """Send a task."""
+    task = _late_task if late else _perform_task
+    task.apply_async((key, steps), countdown=delay_s, expires=expires_s, **_options(priority))
+
+
+def _options(priority: str) -> dict[str, Any]:
     options: dict[str, Any] = {} if setup.defaults else {"priority": _priority(priority)}
     if not setup.defaults and not setup.on_redis:
         options["confirm_timeout"] = setup.send_timeout_s
-    task = _late_task if late else _perform_task
-    task.apply_async((key, steps), countdown=delay_s, expires=expires_s, **options)
+    return options
+
+
+def send_group(key: str, members: dict[str, list[dict[str, Any]]], expires_s: float | None = None) -> None:
+    """Send a group, what follows when all its members are done, and what is told if one of them fails."""
+    header = [_perform_task.si(member, steps).set(expires=expires_s) for member, steps in members.items()]
+    body = _follow_task.si(key, FOLLOWED).on_error(_follow_task.si(key, TOLD))
+    chord(header)(body)
 
 
 def send_garbage() -> None:

@@ -10,9 +10,11 @@ import pika
 import redis
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import GroupCallbacks
+from dramatiq.rate_limits.backends import RedisBackend
 
 from benchmarks.guarantees.applications.setup import RETRY_DELAY_S, Setup
-from benchmarks.guarantees.applications.work import EXPIRED, READY, Work
+from benchmarks.guarantees.applications.work import EXPIRED, FOLLOWED, READY, TOLD, Work
 
 _GARBAGE: Final = b"}{ this is no message"
 _HEARTBEAT_S: Final = 10
@@ -36,6 +38,12 @@ class Watch(dramatiq.Middleware):
         """Write down that a message had expired."""
         work.probe.write(EXPIRED)
 
+    def after_process_message(
+        self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        """Hear of a run's end after those that were added later: `GroupCallbacks` has counted it then."""
+        work.settled()
+
 
 def _broker() -> Any:
     if setup.on_redis:
@@ -57,6 +65,8 @@ def _careful_rabbitmq() -> Any:
 
 broker: Any = _broker()
 broker.add_middleware(Watch())
+if setup.groups_url is not None:
+    broker.add_middleware(GroupCallbacks(RedisBackend(url=setup.groups_url)))
 dramatiq.set_broker(broker)
 
 _RETRIES: Final[dict[str, Any]] = (
@@ -86,6 +96,18 @@ _actors: dict[str, Any] = {
 _late: Any = _actor("late") if setup.late else None
 
 
+def _follow(key: str, kind: str) -> None:
+    work.follow(key, kind)
+
+
+def _exhausted(message: dict[str, Any], retries: dict[str, Any]) -> None:
+    work.follow(message["args"][0].partition("/")[0], TOLD)  # a member's own callback: a group has none for failures
+
+
+_follow_actor: Any = dramatiq.actor(actor_name="follow", queue_name=setup.name, **_RETRIES)(_follow)
+dramatiq.actor(actor_name="exhausted", queue_name=setup.name, **_RETRIES)(_exhausted)
+
+
 # What a clerk calls
 
 
@@ -103,6 +125,17 @@ def send(
         options["max_age"] = round(expires_s * 1000)
     actor = _late if late else _actors[priority]
     actor.send_with_options(args=(key, steps), delay=None if delay_s is None else round(delay_s * 1000), **options)
+
+
+def send_group(key: str, members: dict[str, list[dict[str, Any]]], expires_s: float | None = None) -> None:
+    """Send a group, what follows when all its members are done, and what is told if one of them fails."""
+    options: dict[str, Any] = {"on_retry_exhausted": "exhausted"}
+    if expires_s is not None:
+        options["max_age"] = round(expires_s * 1000)
+    actor = _actors["normal"]
+    group = dramatiq.group([actor.message_with_options(args=each, **options) for each in members.items()])
+    group.add_completion_callback(_follow_actor.message(key, FOLLOWED))
+    group.run()
 
 
 def send_garbage() -> None:

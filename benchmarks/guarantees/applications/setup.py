@@ -26,7 +26,7 @@ class Setup:
         kind: The application, by its module's name.
         engine: `celery` or `dramatiq`.
         broker_url: Where the broker is, such as `redis://127.0.0.1:6379/0`.
-        store_url: Where taskbridge keeps attempt marks; None leaves it to the broker.
+        store_url: Where taskbridge keeps attempt marks, and engines alone what they know of groups; None is the broker.
         folder: Where the probe's file is.
         name: What queue and namespace are called.
         lease_s: Visibility timeout, heartbeat timeout or lease; None is the default of each.
@@ -35,6 +35,7 @@ class Setup:
         send_timeout_s: How long a send may take, where that can be set.
         defaults: Whether the engine's own defaults are left alone.
         late: Whether the application knows the task `late`.
+        groups: Whether groups are sent: engines alone need a Redis for that.
     """
 
     kind: Kind
@@ -49,11 +50,17 @@ class Setup:
     send_timeout_s: float = 5.0
     defaults: bool = False
     late: bool = True
+    groups: bool = False
 
     @property
     def on_redis(self) -> bool:
         """Whether the broker is Redis; it is RabbitMQ otherwise."""
         return self.broker_url.startswith("redis")
+
+    @property
+    def groups_url(self) -> str | None:
+        """Where engines alone keep what they know of groups; None where none are sent."""
+        return (self.store_url or self.broker_url) if self.groups else None
 
     @property
     def module(self) -> str:

@@ -16,6 +16,8 @@ from taskbridge.contract.probe import END, START, Probe, Records
 READY: Final = "ready"
 EXPIRED: Final = "expired"
 FAILED: Final = "failed"
+FOLLOWED: Final = "followed"
+TOLD: Final = "told"
 
 _SLICE_S: Final = 0.05
 
@@ -30,12 +32,13 @@ class Step:
 
     Attributes:
         sleep_s: How long it takes.
-        ending: `returns`, `fails`, `kills process` (its own, as a crash does) or `kills worker` (the whole worker, as
-            the end of a container that has no memory left does).
+        ending: `returns`, `fails`, `kills process` (its own, as a crash does), `kills worker` (the whole worker, as
+            the end of a container that has no memory left does) or `ends unacknowledged`: it returns, and its worker is
+            killed when its end is recorded, before the broker is told of it.
     """
 
     sleep_s: float = 0.0
-    ending: Literal["returns", "fails", "kills process", "kills worker"] = "returns"
+    ending: Literal["returns", "fails", "kills process", "kills worker", "ends unacknowledged"] = "returns"
 
     def plain(self) -> dict[str, Any]:
         """Return the step as it travels in a message."""
@@ -48,6 +51,7 @@ class Work:
     def __init__(self, setup: Setup) -> None:
         self.probe: Probe = setup.probe(time.time)
         self._records = Records(Path(setup.folder) / PROBE_FILE)
+        self._is_last = False
 
     def perform(self, key: str, steps: Sequence[Mapping[str, Any]]) -> None:
         """Run the step whose turn it is; the last one is repeated."""
@@ -67,4 +71,14 @@ class Work:
         if step.ending == "fails":
             self.probe.write(FAILED, id=key)
             raise Failure("as the message says")
+        self._is_last = step.ending == "ends unacknowledged"
         self.probe.write(END, id=key)
+
+    def settled(self) -> None:
+        """Hear from the engine that it is done with a run, but for telling the broker."""
+        if self._is_last:
+            os.killpg(0, signal.SIGKILL)
+
+    def follow(self, key: str, kind: str) -> None:
+        """Write down that what follows a group runs: `followed` if it ended well, `told` if it did not."""
+        self.probe.write(kind, id=key)

@@ -29,6 +29,8 @@ from taskbridge.settings import Settings, load, without_credentials
 _CODES: Final = {"ok": 0, "note": 0, "warning": 1, "failed": 1, "error": 2}
 _COLORS: Final = {"ok": GREEN, "note": CYAN, "warning": YELLOW, "failed": RED, "error": RED}
 
+_MOST_STALLED: Final = 10  # flows that are named
+
 _DISTRIBUTIONS: Final = {"celery": ("celery", "kombu"), "amqp": ("pika",)}
 """What an engine or a client library is installed from, where that isn't one package of the same name."""
 
@@ -117,6 +119,9 @@ def _findings(bridge: Bridge, app: str | None) -> Iterator[Remark]:
         for each in bridge.paused():
             what = f"tasks {each.task}" if each.queue is None else f"queue {each.queue}"
             yield Remark("paused", "note", f"{what}{until_text(each)}: nothing of it starts until it is resumed")
+        if bridge.store is not None and (stalled := bridge.flows.stalled(most=_MOST_STALLED)):
+            ids = ", ".join(each.id for each in stalled)
+            yield Remark("flows", "warning", f"stalled, until `taskbridge flow retry ID`: {ids}")
     yield from _routes(bridge, app)
     yield Remark("queues", "ok", ", ".join(bridge.queues()))
     yield from (Remark("limits", "note", limit) for limit in _limits(settings))

@@ -104,7 +104,7 @@ def _ls(bridge: Bridge, arguments: Namespace) -> Output:
     rows = [(each.id, each.task, each.queue, each.state, local_time(_at(each))) for each in found]
     text = table(("id", "task", "queue", "state", "since, or due"), rows) if rows else "no such messages"
     more = f"\n\nmore with --cursor '{cursor}'" if cursor else ""
-    return Output(text=f"{text}{more}", data={"messages": [_plain(each) for each in found], "cursor": cursor})
+    return Output(text=f"{text}{more}", data={"messages": [plain(each) for each in found], "cursor": cursor})
 
 
 def _at(found: Status) -> datetime:
@@ -113,7 +113,8 @@ def _at(found: Status) -> datetime:
     return found.enqueued_at if since is None else since
 
 
-def _plain(found: Status) -> dict[str, Any]:
+def plain(found: Status) -> dict[str, Any]:
+    """Return a status as `--json` prints it in a list."""
     data = asdict(found)
     del data["result_json"], data["sent"], data["traceback"]  # arguments and results may be secret
     return data

@@ -26,7 +26,7 @@ from django.urls import URLPattern
 from taskbridge.bridge import default_bridge
 from taskbridge.dead import DeadEntry
 from taskbridge.django.forms import ScheduleForm
-from taskbridge.django.models import DeadLetter, Message, Queue, Schedule, Shown
+from taskbridge.django.models import DeadLetter, Flow, Message, Queue, Schedule, Shown
 from taskbridge.exceptions import (
     BrokerUnavailable,
     NoSuchDeadLetter,
@@ -35,6 +35,7 @@ from taskbridge.exceptions import (
     TaskBridgeError,
     UnsupportedError,
 )
+from taskbridge.flows.states import FlowStatus
 from taskbridge.schedules.listing import ScheduleEntry
 from taskbridge.schedules.plan import Cron
 from taskbridge.stores.records import Status
@@ -319,6 +320,54 @@ class MessageAdmin(ShownAdmin):
                 self.log_acts(request, [each], "cancelled" if status.is_final else "told to stop, for it runs")
             else:
                 self.say(request, f"{each} is {status.state} already")
+
+
+@admin.register(Flow)
+class FlowAdmin(ShownAdmin):
+    """The flows, the latest first."""
+
+    list_display = (
+        *("id", column("name")),
+        column("state", lambda flow: "stalled" if flow.is_stalled else flow.state),
+        column("stage", lambda flow: f"{flow.stage} of {flow.stages}"),
+        *map(column, ("total", "done", "dead", "created_at", "ended_at")),
+    )
+    actions = ("cancel", "retry")
+
+    def read(self, request: HttpRequest, page: Page) -> Found:
+        try:
+            found = default_bridge().operations.flows(cursor=request.GET.get("after", ""), most=self.list_per_page)
+        except ValueError:  # `after` is no page's
+            return ()
+        page.after = found.cursor or None
+        return ((each.id, each) for each in found.items)
+
+    def find(self, id: str) -> FlowStatus:
+        return default_bridge().dead.shown_flow(default_bridge().flows.status(id))
+
+    def has_cancel_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, "cancel_flow")
+
+    def has_retry_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, "retry_flow")
+
+    @admin.action(description="Cancel", permissions=["cancel"])
+    def cancel(self, request: HttpRequest, rows: Rows[Flow]) -> None:
+        for each in rows:
+            status = default_bridge().flows.cancel(each.pk)
+            if status.state == "cancelled":
+                self.log_acts(request, [each], "cancelled")
+            else:
+                self.say(request, f"{each} is {status.state} already")
+
+    @admin.action(description="Retry", permissions=["retry"])
+    def retry(self, request: HttpRequest, rows: Rows[Flow]) -> None:
+        for each in rows:
+            if default_bridge().flows.status(each.pk).state == "done":
+                self.say(request, f"{each} is done: there is nothing to retry")
+            else:
+                default_bridge().flows.retry(each.pk)
+                self.log_acts(request, [each], "retried")
 
 
 @admin.register(Schedule)

@@ -86,6 +86,16 @@ class Message(Shown):
         )
 
 
+class Flow(Shown):
+    """A flow; `found` is its `FlowStatus`."""
+
+    id: models.TextField[str, str] = models.TextField(primary_key=True)
+
+    class Meta(Shown.Meta):
+        default_permissions = ("view",)
+        permissions = (("cancel_flow", "Can cancel flow"), ("retry_flow", "Can retry flow"))
+
+
 class Schedule(Shown):
     """A schedule; `found` is its `ScheduleEntry`."""
 

@@ -22,6 +22,8 @@ _NEEDED: Final = {
     "dead": ("view_deadletter",),
     "letter": ("view_deadletter", "view_arguments"),
     "schedules": ("view_schedule",),
+    "flows": ("view_flow",),
+    "flow": ("view_flow",),
     "replay": ("replay_deadletter",),
     "replay_all": ("replay_deadletter",),
     "purge": ("delete_deadletter",),
@@ -30,6 +32,8 @@ _NEEDED: Final = {
     "pause_schedule": ("change_schedule",),
     "resume_schedule": ("change_schedule",),
     "run_schedule": ("run_schedule",),
+    "cancel_flow": ("cancel_flow",),
+    "retry_flow": ("retry_flow",),
 }
 """The permissions that a page or an act needs; other pages need `view_queue`, and other acts a superuser."""
 

@@ -507,6 +507,8 @@ def _record(task: BoundTask, message: Message, verdict: Verdict) -> State | None
     records = task.records
     if records is None:
         return None
+    if message.flow:
+        task.flows()  # which goes on with the flow in the act that records the end
     try:
         ending = _ending_of(message, verdict, task.now())
         if not isinstance(verdict, GivenBack):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import formatannotation, unwrap
 from itertools import chain, islice
@@ -10,11 +10,8 @@ from types import UnionType
 from typing import (
     TYPE_CHECKING,
     Any,
-    Concatenate,
     Final,
-    Generic,
     Literal,
-    ParamSpec,
     TypeVar,
     Union,
     cast,
@@ -31,7 +28,7 @@ from taskbridge.flows.results import Results
 from taskbridge.flows.states import FlowEnd, OnError, Outcome
 from taskbridge.message import is_id
 from taskbridge.retry import Become
-from taskbridge.tasks import Call, Sendable, checked_when
+from taskbridge.tasks import Call, Sendable, Steps, checked_when
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
@@ -40,9 +37,7 @@ if TYPE_CHECKING:
     from taskbridge.flows.handle import FlowHandle
     from taskbridge.sending import Sending
 
-P = ParamSpec("P")
 R = TypeVar("R")
-R2 = TypeVar("R2")
 R_co = TypeVar("R_co", covariant=True)
 
 
@@ -66,12 +61,8 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Flow(Generic[R_co]):
+class Flow(Steps[R_co]):
     """Steps that follow one another, made of calls; its type says what the last step returns. Immutable.
-
-    Each method but those that send returns a new flow. They raise `TypeError` for what is no task or call, for
-    arguments that don't fit, and for a result of a class that the task after it does not take; and `ValueError` for
-    calls of two bridges, of a unique task, with an id or with a `commit`.
 
     Attributes:
         stages: The steps and groups, in order.
@@ -91,55 +82,27 @@ class Flow(Generic[R_co]):
         names = ("group" if each.call is None else each.call.declaration.name for each in self.stages)
         return f"<Flow of {', '.join(names)}>"
 
-    @overload
-    def then(
-        self, task: Callable[Concatenate[R_co, P], Coroutine[Any, Any, R2]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Flow[R2]: ...
-
-    @overload
-    def then(self, task: Callable[Concatenate[R_co, P], R2], /, *args: P.args, **kwargs: P.kwargs) -> Flow[R2]: ...
-
-    def then(self, task: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Have a task run when all before it ended well, with its result as the first argument, before these.
-
-        A group's result is a `Results`.
-        """
-        last = self.stages[-1]
-        given = Results if last.call is None else _hint(last.call.declaration, "return")
-        call = _call_after(self.sender, "then", task, args, kwargs, given)
-        return self._with(Stage(call, takes_result=True), sender=call.sender)
-
-    def then_call(self, call: Call[R2] | Flow[R2], /) -> Flow[R2]:
-        """Have a call, or the stages of a flow, run when all before it ended well; the result goes nowhere."""
-        if isinstance(call, Call):
-            return cast("Flow[R2]", self._with(Stage(_step(call, self.sender)), sender=call.sender))
-        if not isinstance(call, Flow):
-            raise TypeError(
-                f"then_call takes what task.call(...) or group(...) returns, not {call!r}; for a task: then"
-            )
-        if call.failure is not None or call.end is not None or call.id is not None:
-            raise ValueError(
-                "a flow that goes on with another one has one id and one set of callbacks: give them to the whole, or "
-                "have a task return become(...) that other flow"
-            )
-        _check_bridges(self.sender, call.sender)
-        return cast("Flow[R2]", self._with(*call.stages, sender=self.sender or call.sender))
-
-    def on_failure(
-        self, task: Callable[Concatenate[FlowEnd, P], Any], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Flow[R_co]:
-        """Have a task run once if the flow fails, with a `FlowEnd` as the first argument."""
-        if self.failure is not None:
-            raise ValueError("a flow has one on_failure: have that one send the others")
-        call = _call_after(self.sender, "on_failure", task, args, kwargs, FlowEnd)
-        return replace(self, failure=call, sender=call.sender)
-
-    def on_end(self, task: Callable[Concatenate[FlowEnd, P], Any], /, *args: P.args, **kwargs: P.kwargs) -> Flow[R_co]:
-        """Have a task run once, last of all, however the flow ends, with a `FlowEnd` as the first argument."""
-        if self.end is not None:
-            raise ValueError("a flow has one on_end: have that one send the others")
-        call = _call_after(self.sender, "on_end", task, args, kwargs, FlowEnd)
-        return replace(self, end=call, sender=call.sender)
+    def followed(self, word: str, by: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = {}) -> Flow[Any]:
+        """Return this flow with what `then`, `then_call`, `on_failure` or `on_end` adds to it."""
+        old = cast("Flow[Any]", self)
+        if word == "then_call":
+            other = flow_of(by)
+            if other.failure is not None or other.end is not None or other.id is not None:
+                problem = "a flow that goes on with another one has one id and one set of callbacks"
+                raise ValueError(
+                    f"{problem}: give them to the whole, or have a task return become(...) that other flow"
+                )
+            _check_bridges(old.sender, other.sender)
+            return replace(old, stages=(*old.stages, *other.stages), sender=old.sender or other.sender)
+        last = old.stages[-1].call
+        result = Results if last is None else _hint(last.declaration, "return")
+        call = _call_after(old.sender, word, by, args, kwargs, result if word == "then" else FlowEnd)
+        if word == "then":
+            return replace(old, stages=(*old.stages, Stage(call, takes_result=True)), sender=call.sender)
+        if (old.failure if word == "on_failure" else old.end) is not None:
+            raise ValueError(f"a flow has one {word}: have that one send the others")
+        added: Any = {word.removeprefix("on_"): call}
+        return replace(old, **added, sender=call.sender)
 
     def using(self, *, id: str) -> Flow[R_co]:
         """Return the same flow with an id of the caller's choice, such as `nightly-2026-11-28`.
@@ -185,9 +148,6 @@ class Flow(Generic[R_co]):
         from taskbridge import default_bridge  # here, for the bridge's module imports this one
 
         return default_bridge()
-
-    def _with(self, *stages: Stage, sender: Sending | None) -> Flow[Any]:
-        return replace(cast("Flow[Any]", self), stages=(*self.stages, *stages), sender=sender)
 
 
 class _Once:
@@ -297,9 +257,9 @@ def _check_bridges(one: Sending | None, other: Sending | None) -> None:
 
 
 def _call_after(
-    sender: Sending | None, word: str, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any], given: Any
+    sender: Sending | None, word: str, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any], given: Any
 ) -> Call[Any]:
-    """Return the call of a task that gets a value of a class as its first argument, which is left out."""
+    """Return the call of a task whose first argument, a value of a class, comes later."""
     if isinstance(task, Call):
         remedy = f"write {word}({task.declaration.name}, ...), or then_call for a call that gets no result"
         raise TypeError(f"{word} takes a task and its other arguments, not a call: {remedy}")
@@ -310,7 +270,7 @@ def _call_after(
     if not _may_fit(given, wanted):
         takes, gets = formatannotation(wanted), formatannotation(given)
         raise TypeError(f"task {task.name!r} takes {takes} first, and {word} gives it {gets}, as type hints say")
-    return _step(replace(call, args=args), sender)
+    return _step(replace(call, args=tuple(args)), sender)
 
 
 def _hint(task: Declaration, name: str) -> Any:

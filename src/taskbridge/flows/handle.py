@@ -21,8 +21,8 @@ R_co = TypeVar("R_co", covariant=True)
 class FlowHandle(Generic[R_co]):
     """A flow that was sent; its type says what its last step returns.
 
-    It is a value, as a `Handle` is: keep the id, and `Bridge.flow(id)` makes a handle of it again, in any process and
-    on any engine with the same store. One that was pickled has lost its bridge, but not its id.
+    It is a value, as a `Handle` is: `Bridge.flow(id)` makes it again, in any process and on any engine with the same
+    store. One that was pickled has lost its bridge, but not its id.
 
     Attributes:
         id: The flow's id.
@@ -79,10 +79,9 @@ class FlowHandle(Generic[R_co]):
         return cast("R_co", await self._bound().flows.aresult(self.id, timeout=timeout))
 
     def cancel(self) -> FlowStatus:
-        """Cancel the flow unless it has ended, and return its status after that (rule W8).
+        """Cancel the flow unless it has ended, by one write, and return its status after that (rule W8).
 
-        No step starts from 1 s after this on, and those that run see `current().cancelled`. It is one write, however
-        many steps there are. It raises what `status` raises.
+        No step starts from 1 s after this on, and those that run see `current().cancelled`. Raises what `status` does.
         """
         return self._bound().flows.cancel(self.id)
 
@@ -94,7 +93,7 @@ class FlowHandle(Generic[R_co]):
         """Go on with a flow that failed or is stalled, and return its status after that (rules W10 and W11).
 
         Its dead steps are replayed, and what was lost or given up because of them runs; what was done is not run again.
-        It raises what `status` raises.
+        Raises what `status` does.
         """
         return self._bound().flows.retry(self.id)
 

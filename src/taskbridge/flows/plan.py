@@ -92,6 +92,7 @@ class Plan(TypedDict):
     stages: list[Spec | Group]
     failure: Spec | None
     end: Spec | None
+    text: str  # of which this was read
 
 
 def is_group(stage: Spec | Group) -> bool:
@@ -171,6 +172,7 @@ def plan_of(text: str | None) -> Plan:
     try:
         found: Any = codec.from_json((text or "").partition("\n")[2])
         if isinstance(found["stages"], list):
+            found["text"] = text
             return cast("Plan", found)
     except (ValueError, TypeError, KeyError, RecursionError):
         pass

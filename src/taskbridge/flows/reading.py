@@ -89,7 +89,7 @@ class Reading:
     def _known(self, id: str) -> FlowRow:
         row = self._row(id)
         if row is None:
-            raise exceptions.NoSuchRecord(id)
+            raise exceptions.NoSuchRecord(id, kind="flow")
         return row
 
     # Looking
@@ -149,8 +149,11 @@ class Reading:
             ids += [step_id(id, key, row.get("life", 0)) for key in CALLBACKS]
         return [each for each in self._records.find(ids, timeout_s=self._timeout_s) if each is not None]
 
-    def _statuses(self, rows: Mapping[str, FlowRow], *, looks: bool = False) -> Sequence[FlowStatus]:
-        """Return what is known of flows, in a few questions for all; of the open groups, one each."""
+    def _statuses(self, rows: Mapping[str, FlowRow], *, looks: bool = False, asks: bool = True) -> Sequence[FlowStatus]:
+        """Return what is known of flows, in a few questions for all; of the open groups, one each.
+
+        What waits for a minute is stalled; if this `asks`, only where nothing waits in its queue, as far as is known.
+        """
         now = self._bridge.now()
         groups = [(each, number) for each, row in rows.items() for number in row["groups"] if number <= row["stage"]]
         keys = [group_key(*each) for each in groups]
@@ -165,7 +168,7 @@ class Reading:
                 if index is not None:
                     oldest[each] = step_id(each, f"{at}/{index}")
         known = self._records.find([*oldest.values()], timeout_s=self._timeout_s)
-        records, waits = dict(zip(oldest, known, strict=True)), _once(self._bridge.counts)
+        records, waits = dict(zip(oldest, known, strict=True)), _once(self._bridge.counts if asks else lambda: None)
         return [
             self._status(each, row, counted, oldest.get(each, ""), records.get(each), waits)
             for each, row in rows.items()
@@ -224,7 +227,7 @@ class Reading:
         if record.state not in states.WAITING or now - max(at.timestamp() for at in heard if at) < _STALLED_S:
             return False
         counts = waits()
-        return not counts.delayed and not counts.waiting.get(record.queue)
+        return counts is None or not (counts.delayed or counts.waiting.get(record.queue))
 
     # What they return
 
@@ -232,7 +235,7 @@ class Reading:
         """Return what members of a group have returned, from one on; with `collect`, their outcomes."""
         row, plan = self._get(row_key(id), plan_key(id))
         if unpacked(row) is None:
-            raise exceptions.NoSuchRecord(id)
+            raise exceptions.NoSuchRecord(id, kind="flow")
         collects = cast("Group", plan_of(plan)["stages"][stage])["on_error"] == "collect"
         found = self._backend.members(group_key(id, stage), first, count, timeout_s=self._timeout_s)
         made: list[Any] = []
@@ -316,7 +319,7 @@ class Reading:
             nothing_is_left = self._bridge.run_until(lambda: self._known(id)["state"] in FINAL)
             row = self._known(id)
             if nothing_is_left and row["state"] not in FINAL:
-                raise exceptions.ResultTimeout(id, row["state"], "and nothing is left to run")
+                raise exceptions.ResultTimeout(id, row["state"], "and nothing is left to run", kind="flow")
         return row
 
     def _outcome(self, id: str, row: FlowRow) -> Any:
@@ -339,7 +342,7 @@ class Reading:
             case "failed" | "cancelled":
                 raise exceptions.TaskCancelled(id=end.step or id, task=end.task or row["name"])
             case _:
-                raise exceptions.ResultTimeout(id, row["state"], "in time")
+                raise exceptions.ResultTimeout(id, row["state"], "in time", kind="flow")
 
 
 def _once(ask: Callable[[], Any]) -> Callable[[], Any]:

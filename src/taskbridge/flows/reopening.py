@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from time import monotonic
 from typing import Any, Final, cast
 
 from taskbridge import codec
-from taskbridge.exceptions import NoSuchRecord
 from taskbridge.flows.plan import PAGE, FlowRow, Group, Plan, Spec, packed, plan_key, row_key, step_id, unpacked
 from taskbridge.flows.publishing import Look, Publishing
 from taskbridge.flows.states import FINAL, FlowStatus
@@ -40,7 +39,7 @@ class Reopening(Publishing):
         kept_s = self._bridge.settings.result_ttl_s if new.get("closed") else None
         write = Write(row_key(id), str(version), packed(new, version + 1), kept_s, tells=new["state"] in FINAL)
         if ends and new["state"] != "done":
-            write.cancels = life_of_flow(id, new.get("life", 0))
+            write.cancels = life_of_flow(id, row.get("life", 0))
             write.cancellation_kept_s = transitions.CANCELLATION_KEPT_S
         return write
 
@@ -56,11 +55,18 @@ class Reopening(Publishing):
             found = self._backend.members(group_key(id, stage), first, count, timeout_s=self._timeout_s)
             yield from ((first + at, each) for at, each in enumerate(found) if each is not None)
 
-    def retry(self, id: str) -> FlowStatus:
-        """Go on with a flow that failed, was cancelled or is stalled, and return its status after that."""
-        status = self.status(id)
-        if status.state in ("failed", "cancelled") or status.is_stalled:
-            writes, entries = self._reopening(id, self._known(id), again=True)
+    def retry(self, id: str, *, is_step: bool = False) -> FlowStatus:
+        """Go on with a flow that failed, was cancelled or is stalled, and return its status after that.
+
+        One that `is_step` of a flow which was reopened goes on again if it runs, too: its own steps may start no more.
+        """
+        row = self._known(id)
+        if (
+            row["state"] in ("failed", "cancelled")
+            or is_step
+            or self._statuses({id: row}, looks=True, asks=False)[0].is_stalled
+        ):
+            _, writes, entries = self._reopening(id, row, again=True)
             self._backend.commit([Commit(writes, entries)], timeout_s=self._timeout_s)
             self.look_after(id, Look(self._deadline(), resumes=True, entries={entries[0].id}))
         return self.status(id)
@@ -80,13 +86,20 @@ class Reopening(Publishing):
             self.look_after(each, Look(self._deadline(), resumes=True))
         return tuple(each.message.id for each in kept)
 
-    def _reopening(self, id: str, row: FlowRow, *, again: bool) -> tuple[list[Write], list[Entry]]:
+    def _reopening(self, id: str, row: FlowRow, *, again: bool) -> tuple[FlowRow, list[Write], list[Entry]]:
         """Return what has a flow go on, in another life; `again` is whether all that ended badly is to run again.
 
-        What waits of the life before starts no more. It is published again, when this was done.
+        What waits of the life before starts no more. It is published again, when this was done. The message that became
+        the flow waits for it again before that, and so does the flow of which that is a step.
         """
+        if row.get("parent"):
+            self._reopen_parent(id, row["parent"][0])
         new: Any = {name: value for name, value in row.items() if name not in ("ended_at", "callback", "closed", "end")}
         new["life"], new["state"], new["reopened"] = row.get("life", 0) + 1, "running", "again" if again else "given up"
+        if above := row.get("above"):
+            rows = map(unpacked, self._get(*(row_key(each) for each in above[::2])))
+            lives = (life if now is None else now.get("life", 0) for life, now in zip(above[1::2], rows, strict=True))
+            new["above"] = [*chain.from_iterable(zip(above[::2], lives, strict=True))]
         writes = [self._write(id, row, new, ends=True)]
         if row.get("closed"):
             [text] = self._get(plan_key(id))
@@ -98,7 +111,7 @@ class Reopening(Publishing):
             formers = (f"flow:{row['state']}",)
             running = Listed(f"flow:{id}", "flow:running", row["created_at"], "flow:running", formers)
             self._backend.list_soon([running])
-        return writes, [Entry(entry_id(id, "again", new["life"]), "flow", LOOKED_AFTER_S)]
+        return new, writes, [Entry(entry_id(id, "again", new["life"]), "flow", LOOKED_AFTER_S)]
 
     def _reopen_parent(self, id: str, message_id: str) -> None:
         """Have the message that became a flow wait for it again, and the flow of which that is a step go on."""
@@ -114,7 +127,7 @@ class Reopening(Publishing):
                 row = self._row(place.flow)
                 if row is not None and row["stage"] == place.stage:
                     if row["state"] in FINAL:
-                        more, entries = self._reopening(place.flow, row, again=False)
+                        _, more, entries = self._reopening(place.flow, row, again=False)
                         writes += more
                     if place.member is not None:
                         uncounts.append((group_key(place.flow, place.stage), place.member))
@@ -130,11 +143,10 @@ class Reopening(Publishing):
             writes, entries, uncounts = list[Write](), list[Entry](), list[tuple[str, int]]()
             sent = message
             if row is not None and not place.is_callback and place.stage == row["stage"]:
-                is_over = row["state"] in FINAL
-                place = place._replace(life=row.get("life", 0) + is_over)
+                if row["state"] in FINAL:
+                    row, writes, entries = self._reopening(place.flow, row, again=False)
+                place = place._replace(life=row.get("life", 0), above=tuple(row.get("above", ())))
                 sent = replace(message, flow=place.dumps())
-                if is_over:
-                    writes, entries = self._reopening(place.flow, row, again=False)
                 if place.member is not None:
                     uncounts.append((group_key(place.flow, place.stage), place.member))
             elif not place.is_callback:
@@ -150,8 +162,6 @@ class Reopening(Publishing):
     def _give_again(self, id: str, row: FlowRow, plan: Plan) -> None:
         """Publish again what was given up as a flow ended, or was lost; and what ended badly, if that is asked for."""
         stage, again, dead = row["stage"], row.get("reopened") == "again", list[str | None]()
-        if row.get("parent"):
-            self._reopen_parent(id, row["parent"][0])
         if stage not in row["groups"]:
             dead.append(self._give_one(id, row, plan, str(stage), again=again))
         else:
@@ -177,10 +187,10 @@ class Reopening(Publishing):
             old, life = stored.unpacked(text), row.get("life", 0)
             if old is not None and old["state"] in ("running", "done"):
                 return None
-            if old is not None and (became := old.get("became")) and (again or old["state"] == "cancelled"):
-                with suppress(NoSuchRecord):
-                    self.retry(became)
-                    return None
+            if old is not None and (became := old.get("became")) and (inner := self._row(became)) is not None:
+                if inner["state"] != "done" and (again or old["state"] != "dead"):
+                    self.retry(became, is_step=True)
+                return None
             if old is not None and old["state"] == "dead":
                 return step if again else None
             place = Place(id, key, life)
@@ -188,7 +198,7 @@ class Reopening(Publishing):
                 place = place_of(known)
                 if place.life == life and old["state"] not in states.FINAL:
                     return None  # it was given again before
-            message = self._made_again(row, plan, place._replace(life=life), old)
+            message = self._made_again(row, plan, place._replace(life=life, above=tuple(row.get("above", ()))), old)
             if message is None:
                 return None
             uncounts = [(group_key(id, place.stage), place.member)] if place.member is not None else []

@@ -45,8 +45,8 @@ class Results(Sequence[R_co]):
     __slots__ = ("_members", "_page", "flow", "parts")
 
     def __init__(self, flow: str, stage: int, total: int, collects: bool, members: Members | None = None) -> None:
-        self.flow = flow
-        self.parts: Final = (flow, stage, total, collects)
+        self.flow: Final[str] = flow
+        self.parts: Final[tuple[str, int, int, bool]] = (flow, stage, total, collects)
         self._members = members
         self._page: tuple[int, Sequence[Any]] = 0, ()
 

@@ -51,17 +51,27 @@ from taskbridge.stores.steps import LOOKED_AFTER_S, Place, bad_end, flow_of_entr
 from taskbridge.unique import hash_of
 
 if TYPE_CHECKING:
+    from taskbridge.bridge import Bridge
     from taskbridge.flows.building import Flow
+    from taskbridge.sending import Sending
 
 R = TypeVar("R")
 
 _log = logger("taskbridge.flows")
 
+_MOST_SEEN: Final = 1000
 _MOST_ABOVE: Final = 20  # ids and lives of flows that a step knows of which its own is a step
 
 
 class Flows(Reopening):
     """The flows of a bridge. Threads share it; see `Reading` for what its methods raise."""
+
+    def __init__(self, bridge: Bridge, sender: Sending) -> None:
+        super().__init__(bridge, sender)
+        self._seen: dict[str, Sequence[str | None]] = {}  # the texts of flows whose steps were published here
+        self._refused: dict[str, bool] = {}  # those whose row, or next record, was not as it was expected
+        if (store := bridge.store) is not None:
+            store.records.step_ended = self.step_ended
 
     # Sending
 
@@ -171,6 +181,9 @@ class Flows(Reopening):
 
     def _after_step(self, id: str, row: FlowRow, plan: Plan, look: Look) -> bool | None:
         """Do what is due in a flow that runs; return None to look again, else whether to look after it later."""
+        if self._is_given_up(row):
+            self._ended(id, row, plan, "cancelled", look)
+            return None
         if row.get("reopened"):
             self._give_again(id, row, plan)
             self._changed(id, row, reopened=None)
@@ -185,6 +198,52 @@ class Flows(Reopening):
         else:
             self._ended(id, row, plan, "failed", look, end=_bad_of(record))
         return None
+
+    def step_ended(self, write: Write, record: states.Row) -> bool | None:
+        """Do the write that makes the record of a single step final, and what is due then, all in one act.
+
+        Returns:
+            False if it may not be done, for the record, or the flow's row, is not as it was read; None to count the
+            step by itself, and to do what is due after that.
+        """
+        place = place_of(record["flow"])
+        if place.member is not None or place.is_callback or record["state"] != "done":
+            return None
+        texts = self._seen.pop(place.flow, None) or self._get(row_key(place.flow), plan_key(place.flow))
+        row, look, lost = unpacked(texts[0]), Look(self._deadline()), record.get("reason", "")
+        if row is None or (row["state"], row["stage"], row.get("life", 0)) != ("running", place.stage, place.life):
+            return None
+        if row.get("reopened") or row.get("above") or self._refused.pop(place.flow, False):
+            return None
+        plan, number, given = plan_of(texts[1]), place.stage + 1, record.get("result") or "null"
+        if number == len(plan["stages"]):
+            is_done = self._ended(place.flow, row, plan, "done", look, given=given, lost=lost, also=[write])
+            if is_done and look.entries:
+                self._records.flows_due.extend(look.entries)
+        elif is_group(plan["stages"][number]):
+            return None
+        else:
+            new = row.copy()
+            new["stage"], new["given"] = number, given
+            its, message = self._write(place.flow, row, new), self._step(place.flow, new, plan, number, given)
+            is_done = self._give([message], 0.0, look.deadline, [write, its]) == 1
+            if is_done:
+                self._seen[place.flow] = its.text, texts[1]
+                if len(self._seen) > _MOST_SEEN:
+                    self._seen.pop(next(iter(self._seen)), None)
+        if not is_done:
+            self._refused[place.flow] = True
+        return is_done
+
+    def _is_given_up(self, row: FlowRow) -> bool:
+        """Return whether a flow of which this one is a step is over, or was reopened without it."""
+        above = row.get("above", ())
+        rows = map(unpacked, self._get(*map(row_key, above[::2])) if above else ())
+        lives = zip(above[1::2], rows, strict=True)
+        return any(
+            now is not None and (now["state"] in ("failed", "cancelled") or now.get("life", 0) != int(life))
+            for life, now in lives
+        )
 
     def _after_member(self, id: str, row: FlowRow, plan: Plan, look: Look) -> bool | None:
         """Do what is due in a flow that is at a group."""
@@ -237,6 +296,7 @@ class Flows(Reopening):
         end: Sequence[str] = (),
         given: str | None = None,
         lost: str = "",
+        also: Sequence[Write] = (),
     ) -> bool:
         """Have a flow be at its end, and publish the callback that comes first, if there is one."""
         new = row.copy()
@@ -248,22 +308,24 @@ class Flows(Reopening):
         if lost:
             new["lost"] = lost
         first = "failure" if state == "failed" and plan["failure"] else "end" if plan["end"] else ""
-        return self._called_back(id, row, new, plan, first, look)
+        return self._called_back(id, row, new, plan, first, look, also)
 
-    def _called_back(self, id: str, row: FlowRow, new: FlowRow, plan: Plan, key: str, look: Look) -> bool:
+    def _called_back(
+        self, id: str, row: FlowRow, new: FlowRow, plan: Plan, key: str, look: Look, also: Sequence[Write] = ()
+    ) -> bool:
         """Write a row, and publish this callback; with none, the flow is closed: its texts are kept for a while."""
-        was_open, entry = row["state"] == "running", look.entry(id, "over", new, LOOKED_AFTER_S)
-        writes, message = list[Write](), None
+        was_open, message, writes = row["state"] == "running", None, [*also]
+        is_looked_after = key or row["groups"] or row.get("parent")
+        entries = [look.entry(id, "over", new, LOOKED_AFTER_S)] if is_looked_after else []
         if key:
             new["callback"] = cast("Any", key)
             message = self._callback(id, new, plan, key)
         else:
             new["closed"], ttl_s = True, self._bridge.settings.result_ttl_s
             new.pop("callback", None)
-            [text] = self._get(plan_key(id))
-            writes.append(Write(plan_key(id), head_of(text), text, ttl_s))
+            writes.append(Write(plan_key(id), head_of(plan["text"]), plan["text"], ttl_s))
         writes.append(self._write(id, row, new, ends=was_open))
-        if not self._committed(writes, message, [entry], look.deadline):
+        if not self._committed(writes, message, entries, look.deadline):
             return False
         if was_open:
             kept_s = self._bridge.settings.result_ttl_s
@@ -361,7 +423,7 @@ class Flows(Reopening):
         place = place_of(message.flow)
         [text] = self._backend.get([row_key(place.flow)], timeout_s=timeout_s)
         if (row := unpacked(text)) is None:
-            raise NoSuchRecord(place.flow)
+            raise NoSuchRecord(place.flow, kind="flow")
         given, args = row.get("given", "null"), message.args_json
         args = f"[{given}]" if args == "[]" else f"[{given},{args[1:]}"
         flow = place._replace(flags=place.flags.replace("g", "")).dumps()

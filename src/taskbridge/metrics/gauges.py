@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from taskbridge.background import in_time
 from taskbridge.exceptions import NotInstalledError, TaskBridgeError
 from taskbridge.logs import OncePerMinute, logger
-from taskbridge.metrics.names import ALL_QUEUES, MISSED, PAUSED, QUEUE_MESSAGES, QUEUE_OLDEST, READ
+from taskbridge.metrics.names import ALL_QUEUES, FLOWS, MISSED, PAUSED, QUEUE_MESSAGES, QUEUE_OLDEST, READ
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric as Family
@@ -41,7 +41,7 @@ class Gauges:
     def collect(self) -> Iterator[Family]:
         """Yield what can be read."""
         until = monotonic() + _READ_S
-        for name, read in (("queues", _queues), ("schedules", _schedules)):
+        for name, read in (("queues", _queues), ("schedules", _schedules), ("flows", _flows)):
             try:
                 yield from in_time(name, partial(read, self._bridge), bool, left_s=lambda: until - monotonic())
             except (TaskBridgeError, TimeoutError) as exc:
@@ -56,7 +56,7 @@ def text_of(bridge: Bridge) -> str:
         NotInstalledError: prometheus-client is not installed.
         BrokerUnavailable: Broker or store doesn't answer.
     """
-    families: Any = SimpleNamespace(collect=lambda: [*_queues(bridge), *_schedules(bridge)])
+    families: Any = SimpleNamespace(collect=lambda: [*_queues(bridge), *_schedules(bridge), *_flows(bridge)])
     try:
         from prometheus_client import generate_latest
     except ModuleNotFoundError as exc:
@@ -84,6 +84,15 @@ def _schedules(bridge: Bridge) -> list[Any]:
     for each in () if bridge.store is None else bridge.schedules.list():
         missed.add_metric((each.name,), each.missed)
     return [missed]
+
+
+def _flows(bridge: Bridge) -> list[Any]:
+    flows = _family(FLOWS)
+    if bridge.store is not None:
+        counts = bridge.flows.counts()
+        flows.add_metric(("running",), counts["running"])
+        flows.add_metric(("stalled",), counts["stalled"])
+    return [flows]
 
 
 def _family(name: str) -> Any:

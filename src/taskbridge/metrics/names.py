@@ -62,11 +62,13 @@ QUEUE_MESSAGES: Final = "taskbridge_queue_messages"
 QUEUE_OLDEST: Final = "taskbridge_queue_oldest_seconds"
 PAUSED: Final = "taskbridge_paused"
 MISSED: Final = "taskbridge_schedule_missed_total"
+FLOWS: Final = "taskbridge_flows"
 
 READ: Final[Mapping[str, Metric]] = {
     QUEUE_MESSAGES: Metric(help="Messages by queue and state.", labels=("queue", "state")),
     QUEUE_OLDEST: Metric(help="How long the oldest waiting message has waited.", labels=("queue",)),
     PAUSED: Metric(help="Whether a queue is paused: 1 if so.", labels=("queue",)),
     MISSED: Metric(help="Ticks of schedules that were not sent.", labels=("schedule",)),
+    FLOWS: Metric(help="Flows that are not at their end, and those of them that are stalled.", labels=("state",)),
 }
 """What is read from broker and store."""

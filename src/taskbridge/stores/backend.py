@@ -145,23 +145,9 @@ class Tally:
     entry: Entry
     posts: Literal["last", "bad", "always"]
 
-    def is_posted(self, ended: int) -> bool:
-        """Return whether the entry is put in the outbox, if so many have ended."""
-        is_bad = self.posts == "bad" and self.ended != "done"
-        return self.posts == "always" or is_bad or ended >= self.total
-
-
-@dataclass(frozen=True, slots=True)
-class Tallied:
-    """What came of counting a member.
-
-    Attributes:
-        ended: How many members of the group have ended, this one among them.
-        is_new: Whether it was not counted before.
-    """
-
-    ended: int
-    is_new: bool
+    def is_posted(self, *, all_ended: bool) -> bool:
+        """Return whether the entry is put in the outbox."""
+        return all_ended or self.posts == "always" or (self.posts == "bad" and self.ended != "done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,11 +306,11 @@ class Backend(ABC):
     # Groups: each of many members is counted once as it ends, whoever counts it at the same time (rules W)
 
     @abstractmethod
-    def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> Tallied | None:
-        """Do a write and count a member of a group, both in one step.
+    def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> bool | None:
+        """Do a write and count a member of a group, both in one step; return whether that is when its entry is posted.
 
         None is that the write may not be done: then nothing is. Of two that are the last ones at the same time, one
-        at least sees that all have ended.
+        at least finds that all have ended.
         """
 
     @abstractmethod

@@ -23,7 +23,6 @@ from taskbridge.stores.backend import (
     Counts,
     Entry,
     Listed,
-    Tallied,
     Tally,
     Write,
     head_of,
@@ -187,20 +186,20 @@ class MemoryBackend(Backend):
         found = [choose((at, key) for of, at, key in known if of == name and (at, key) < before) for name in names]
         return [[(key, at) for at, key in each] for each in found]
 
-    def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> Tallied | None:
+    def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> bool | None:
         with self._lock:
             if not self._write(write):
                 return None
             group, entry = self._made(tally.key), tally.entry
-            if is_new := tally.index not in group.ended:
+            if tally.index not in group.ended:
                 group.ended[tally.index] = tally.ended, tally.text
                 group.counts[tally.ended] += 1
-            ended = len(group.ended)
-            if tally.is_posted(ended) and self._outbox.get(entry.id, _LATE)[0] > self._now() + entry.in_s:
+            is_posted = tally.is_posted(all_ended=len(group.ended) >= tally.total)
+            if is_posted and self._outbox.get(entry.id, _LATE)[0] > self._now() + entry.in_s:
                 self._post(entry)
         if write.tells:
             self._watches.wake(write.key)
-        return Tallied(ended, is_new)
+        return is_posted
 
     def counts_of(self, keys: Sequence[str], *, timeout_s: float) -> list[Counts]:
         with self._lock:

@@ -141,9 +141,7 @@ def count(backend: Backend, write: Write, row: Row, due: deque[str], *, timeout_
         "always" if "a" in place.flags else "bad" if "b" in place.flags else "last"
     )
     tally = Tally(group_key(place.flow, place.stage), place.total, place.member, ended, text, entry, posts)
-    counts = backend.tally(write, tally, timeout_s=timeout_s)
-    if counts is None:
-        return False
-    if posts == "always" or counts.ended >= place.total or (posts == "bad" and ended != "done"):
+    is_posted = backend.tally(write, tally, timeout_s=timeout_s)
+    if is_posted:
         due.append(entry.id)
-    return True
+    return is_posted is not None

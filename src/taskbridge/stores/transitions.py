@@ -24,6 +24,9 @@ from taskbridge.unique import FREED_AT_START, MOVED
 UNENDED_KEPT_S: Final = 30 * 86400.0
 """How long a record is kept at least, past its due time, if nothing is heard of its message."""
 
+STEP_KEPT_S: Final = 7 * 86400.0
+"""How long the record of a step of a flow is kept at least after its end, if the flow has to read it to go on."""
+
 CANCELLATION_KEPT_S: Final = 7 * 86400.0
 """How long a cancellation is kept at least, past its message's due time."""
 
@@ -244,7 +247,8 @@ def life_of(record: Status) -> str:
 def kept_s(row: Row, *, result_ttl_s: float | None, now: float, unended_s: float = UNENDED_KEPT_S) -> float | None:
     """Return for how many seconds from now a record is kept, or its cancellation; None is for ever."""
     if result_ttl_s is None or row["state"] in FINAL:
-        return result_ttl_s
+        is_read = result_ttl_s is not None and "flow" in row and "/" not in row["flow"]  # as its flow goes on
+        return max(result_ttl_s or 0.0, STEP_KEPT_S) if is_read else result_ttl_s
     return max(0.0, (row.get("due_at") or now) - now) + max(result_ttl_s, unended_s)
 
 
@@ -309,6 +313,8 @@ def _end(row: Row, ending: Ending, number: int, attempts: Sequence[AttemptRow]) 
         new.pop("error", None)  # of an attempt before, which tells of it itself
     if state in FINAL:
         new["ended_at"] = ending.at
+        if state == "done" and "flow" in new:
+            new.pop("sent", None)  # it is not published again
         _forget_call(new)
         if is_final and ending.reason:
             new["reason"] = ending.reason

@@ -37,7 +37,8 @@ def app(bridge: Bridge, *, allow: Allow = reading_only, secret: str | None = Non
         allow: Is called in a thread with the request, an action and its target, and returns whether that may be done.
             The action `read` has a page as its target, such as `dead`; the others are `cancel`, `replay`, `purge` (a
             message's id), `replay_all`, `purge_all` (filters of dead letters), `pause`, `resume` (a queue),
-            `pause_task`, `resume_task` (a glob), `pause_schedule`, `resume_schedule` and `run_schedule` (its name).
+            `pause_task`, `resume_task` (a glob), `pause_schedule`, `resume_schedule`, `run_schedule` (its name),
+            `cancel_flow` and `retry_flow` (a flow's id).
         secret: Signs the tokens of forms; all processes that serve the page need the same. None derives it from the
             URLs of broker and store: give one where strangers reach the page, for from a token they could guess a weak
             password in these URLs.

@@ -36,7 +36,7 @@ def _filters(form: Form) -> dict[str, str | None]:
 
 def _id(form: Form) -> str:
     if not is_id(found := form.get("target")):
-        raise ValueError("this is no message's id")
+        raise ValueError("this is no message's or flow's id")
     return found
 
 
@@ -131,6 +131,18 @@ def _run_schedule(bridge: Bridge, form: Form) -> str:
     return f"Sent as message {bridge.schedules.run(form.get('target', ''))}"
 
 
+def _cancel_flow(bridge: Bridge, form: Form) -> str:
+    flow = bridge.flows.cancel(_id(form))
+    return _if_done(flow.state == "cancelled", f"Flow {flow.id} is cancelled: it starts no step", f"it is {flow.state}")
+
+
+def _retry_flow(bridge: Bridge, form: Form) -> str:
+    flow = bridge.flows.status(_id(form))
+    _if_done(flow.state != "done", "", "there is nothing to retry: it is done")
+    bridge.flows.retry(flow.id)
+    return f"Flow {flow.id} goes on"
+
+
 def _filtered(form: Form) -> str:
     return filters_text(**_filters(form))
 
@@ -148,5 +160,7 @@ ACTS: Final[Mapping[str, Act]] = {
     "pause_schedule": Act(do=_pause_schedule, page="schedules"),
     "resume_schedule": Act(do=_resume_schedule, page="schedules"),
     "run_schedule": Act(do=_run_schedule, page="schedules"),
+    "cancel_flow": Act(do=_cancel_flow, page="flows"),
+    "retry_flow": Act(do=_retry_flow, page="flows"),
 }
 """The acts, by the names that `allow` and the hook `operated` are given."""

@@ -29,6 +29,7 @@ from taskbridge.exceptions import (
     UnsupportedError,
 )
 from taskbridge.failures import clipped
+from taskbridge.flows.states import FlowState
 from taskbridge.locks import Lock
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, is_id
@@ -45,6 +46,9 @@ _RECENT_S: Final = 2.0  # for so long an answer counts: many viewers cost as lit
 _MOST_FORM: Final = 16_384  # bytes
 _MOST_FILTER: Final = 255  # characters
 _LETTERS: Final = 50  # on a page
+_STEPS: Final = 50
+_MOST_DIGITS: Final = 9
+_FLOW_STATES: Final = (*get_args(FlowState), "stalled")
 _SINCE: Final = {"15 min": 900.0, "1 h": 3600.0, "24 h": 86400.0, "7 d": 604800.0}
 
 TITLES: Final = {
@@ -53,6 +57,7 @@ TITLES: Final = {
     "failures": "Failures",
     "messages": "Messages",
     "dead": "Dead",
+    "flows": "Flows",
     "schedules": "Schedules",
     "workers": "Workers",
 }
@@ -76,6 +81,8 @@ def routes(bridge: Bridge, guard: Guard) -> list[BaseRoute]:
         "message": pages.message,
         "dead": pages.dead,
         "letter": pages.letter,
+        "flows": pages.flows,
+        "flow": pages.flow,
         "schedules": pages.schedules,
         "workers": pages.workers,
     }
@@ -295,6 +302,35 @@ class _Pages:
                 f"There is no dead letter {asked} any more: it was replayed, purged, or its time is over."
             ) from None
 
+    def flows(self, request: Request) -> Context:
+        """Show flows by state."""
+        state = request.query_params.get("state")
+        chosen = state if state in _FLOW_STATES else None
+        try:
+            found = self._bridge.operations.flows(state=chosen, cursor=request.query_params.get("cursor", ""))
+        except ValueError:  # the cursor is no page's
+            raise _Gone("There is no such page.") from None
+        items = [self._bridge.dead.shown_flow(each) for each in found.items]
+        return {"items": items, "cursor": found.cursor, "state": chosen, "states": _FLOW_STATES}
+
+    def flow(self, request: Request) -> Context:
+        """Show one flow with a page of its steps."""
+        asked, given = _id_in(request), request.query_params.get("first", "0")
+        if not (given.isascii() and given.isdecimal() and len(given) <= _MOST_DIGITS):
+            raise _Gone("There is no such page.")
+        try:
+            flow = self._bridge.flows.status(asked)
+            steps = self._bridge.flows.steps(asked, first=int(given), most=_STEPS)
+        except NoSuchRecord:
+            raise _Gone(f"There is no flow {asked}. Flows are forgotten a while after their end.") from None
+        following = int(given) + _STEPS
+        return {
+            "flow": self._bridge.dead.shown_flow(flow),
+            "first": int(given),
+            "next": following if len(steps) >= _STEPS and following < flow.total else None,
+            "steps": [self._bridge.dead.shown_status(each) for each in steps],
+        }
+
     def schedules(self, request: Request) -> Context:
         """Show the schedules."""
         return {"schedules": self._recent.get("schedules", self._bridge.schedules.list)}
@@ -341,7 +377,7 @@ class _Pages:
         root = request.scope.get("root_path", "")
         came = urlsplit(request.headers.get("referer", ""))
         path = came.path.removeprefix(f"{root}/")
-        if came.path.startswith(f"{root}/") and path in (*TITLES, "message"):
+        if came.path.startswith(f"{root}/") and path in (*TITLES, "message", "flow"):
             return f"{root}/{path}{'?' if came.query else ''}{came.query}"
         return f"{root}/{otherwise}"
 
@@ -356,5 +392,5 @@ def _filters_in(request: Request, *names: str) -> dict[str, str | None]:
 def _id_in(request: Request) -> str:
     asked = request.query_params.get("id")
     if not is_id(asked):
-        raise _Gone("This is no message's id.")
+        raise _Gone("This is no message's or flow's id.")
     return asked

@@ -38,6 +38,15 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name="Flow",
+            fields=[("id", models.TextField(primary_key=True, serialize=False))],
+            options={
+                "permissions": (("cancel_flow", "Can cancel flow"), ("retry_flow", "Can retry flow")),
+                "managed": False,
+                "default_permissions": ("view",),
+            },
+        ),
+        migrations.CreateModel(
             name="Message",
             fields=[("id", models.TextField(primary_key=True, serialize=False))],
             options={

@@ -53,7 +53,6 @@ from taskbridge.stores.backend import (
     Counts,
     Listed,
     PartlyCommitted,
-    Tallied,
     Tally,
     Write,
 )
@@ -280,14 +279,14 @@ class RedisBackend(Backend):
             first, count = first + count, 2 * count
         return [[*each.items()][:most] for each in found.values()]
 
-    def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> Tallied | None:
+    def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> bool | None:
         keys = self._prefix + write.key, self._channels + write.key, self._cancelled, f"{self._cancelled}:until"
         entry = tally.entry.id, round(tally.entry.in_s * 1000), tally.entry.text or "", tally.posts
         member = tally.total, tally.index, tally.ended, *(() if tally.text is None else (tally.text,))
         group, page = self._prefix + tally.key, f"{self._prefix}{tally.key}:{tally.index // _PAGE}"
         call = _TALLY([*keys, *self._outbox, group, page], *_words(write), *entry, *member)
         [reply] = self._ask(timeout_s, [call], replicas=self._replicas)
-        return None if reply is None else Tallied(abs(reply), reply > 0)
+        return None if reply is None else reply == 1
 
     def counts_of(self, keys: Sequence[str], *, timeout_s: float) -> list[Counts]:
         words = "HMGET", "ended", *COUNTED[1:], "sent"

@@ -11,7 +11,7 @@ from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
 from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import ABSENT, NEW, Commit, Entry, Listed, Tallied, Tally, Write
+from taskbridge.stores.backend import ABSENT, NEW, Commit, Entry, Listed, Tally, Write
 from taskbridge.stores.base import Store
 from taskbridge.stores.sql.database import Database
 from taskbridge.stores.sql.groups import TOGETHER, SqlGroups
@@ -149,14 +149,14 @@ class SqlBackend(SqlGroups):
             run("RELEASE SAVEPOINT one", {})
         return is_done
 
-    def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> Tallied | None:
+    def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> bool | None:
         with self._database.transaction(timeout_s=timeout_s) as run:
             if not self._write(run, write):
                 return None
-            tallied = self._count(run, tally)
-            if tally.is_posted(tallied.ended):
+            is_posted = tally.is_posted(all_ended=self._count(run, tally))
+            if is_posted:
                 self._post(run, tally.entry, self._statements.post_earlier)
-            return tallied
+            return is_posted
 
     def _post(self, run: Run, entry: Entry, statement: str) -> None:
         run(statement, self._its(id=entry.id, text=entry.text, in_s=entry.in_s))

@@ -1,17 +1,18 @@
 """Members of groups that have ended, a row each, and how many have, which is in several rows.
 
-A member counts once, for its row is made once. It is counted in one of 16 rows (shards), by its index, so that members
-that end at the same time seldom wait for each other. Who completes a shard then locks the group's own row, shard -1,
-until it commits: so the last of these sees what all others have counted.
+A member counts once, for its row is made once. It is counted in the row of a shard: 1,600 members are a block, and that
+has 16 shards, by their index, so that members that end at the same time seldom wait for each other. Who completes a
+shard then locks the group's own row, shard -1, until it commits: so the last one sees what all others have counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from time import monotonic
 from typing import Any, Final
 
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import COUNTED, BackendWithTables, Counted, Counts, Tallied, Tally
+from taskbridge.stores.backend import COUNTED, BackendWithTables, Counted, Counts, Tally
 from taskbridge.stores.sql.database import Database
 from taskbridge.stores.sql.schema import Run
 
@@ -19,6 +20,7 @@ TOGETHER: Final = 500
 """How many rows whose time is over one call removes at most."""
 
 _SHARDS: Final = 16
+_BLOCK: Final = 1600
 _OWN: Final = -1
 
 
@@ -46,10 +48,9 @@ class _Statements:
             GROUP BY key HAVING max(CASE WHEN {kept} THEN 0 ELSE 1 END) = 0"""
         self.members: Final = f"""SELECT number, ended, text FROM taskbridge_member
             WHERE {its} AND number >= :first AND number < :stop AND NOT {over}"""
-        self.gap: Final = f"""SELECT number + 1 FROM taskbridge_member AS m
-            WHERE {its} AND NOT EXISTS (SELECT 1 FROM taskbridge_member AS n
-            WHERE n.namespace = m.namespace AND n.key = m.key AND n.number = m.number + 1)
-            ORDER BY number LIMIT 1"""
+        self.numbers: Final = self.members.replace("number, ended, text", "number")
+        self.blocks: Final = f"""SELECT shard / {_SHARDS}, CAST(sum(done + dead + discarded + cancelled) AS BIGINT)
+            FROM taskbridge_group WHERE {its} AND shard > {_OWN} AND NOT {over} GROUP BY 1"""
         self.expire: Final = f"""INSERT INTO taskbridge_group (namespace, key, shard, {columns}, sent, until)
             VALUES (:namespace, :key, {_OWN}, 0, 0, 0, 0, 0, {now} + :kept_s) {update} until = excluded.until"""
         self.keep: Final = f"UPDATE taskbridge_group SET until = NULL WHERE {its} AND until > {now}"
@@ -91,10 +92,19 @@ class SqlGroups(BackendWithTables):
         return [found.get(index) for index in range(first, first + count)]
 
     def first_open(self, key: str, total: int, *, timeout_s: float) -> int | None:
-        number = 0
-        if self.members(key, 0, 1, timeout_s=timeout_s) != [None]:
-            [(number,)] = self._database.run(self._groups.gap, self._its(key=key), timeout_s=timeout_s)
-        return number if number < total else None
+        deadline = monotonic() + timeout_s
+        ended: dict[int, int] = dict(self._database.run(self._groups.blocks, self._its(key=key), timeout_s=timeout_s))
+        for first in range(0, total, _BLOCK):
+            stop = min(first + _BLOCK, total)
+            if ended.get(first // _BLOCK, 0) >= stop - first:
+                continue
+            values = self._its(key=key, first=first, stop=stop)
+            rows = self._database.run(self._groups.numbers, values, timeout_s=deadline - monotonic())
+            found = {number for (number,) in rows}
+            index = next((each for each in range(first, stop) if each not in found), None)
+            if index is not None:
+                return index
+        return None
 
     def note_sent(self, key: str, sent: int, *, timeout_s: float) -> None:
         with self._database.transaction(timeout_s=timeout_s) as run:
@@ -108,26 +118,26 @@ class SqlGroups(BackendWithTables):
                     self._forget(run, key)
                 run(self._groups.keep if kept_s is None else self._groups.expire, self._its(key=key, kept_s=kept_s))
 
-    def _count(self, run: Run, tally: Tally) -> Tallied:
-        """Count a member; how many have ended is exact as the last one is counted."""
+    def _count(self, run: Run, tally: Tally) -> bool:
+        """Count a member, and return whether all of its group have ended."""
         values = self._its(key=tally.key, number=tally.index, ended=tally.ended, text=tally.text)
         is_new = bool(run(self._groups.end, values))
         if not is_new:  # or the group is over
             self._forget(run, tally.key)
             is_new = bool(run(self._groups.end, values))
-        if is_new:
-            shard = tally.index % _SHARDS
-            ended = self._add(run, tally.key, shard, tally.ended, 1)
-            if ended >= (tally.total - shard + _SHARDS - 1) // _SHARDS:
-                self._add(run, tally.key, _OWN)
-        [(_, *counts, _)] = run(self._groups.counts, self._its(keys=self._database.keys([tally.key])))
-        return Tallied(sum(counts), is_new)
+        block, place = divmod(tally.index, _BLOCK)
+        its_shard = range(place % _SHARDS, min(_BLOCK, tally.total - block * _BLOCK), _SHARDS)
+        if self._add(run, tally.key, _shard_of(tally.index), tally.ended, int(is_new)) < len(its_shard):
+            return False
+        self._add(run, tally.key, _OWN)
+        rows = run(self._groups.counts, self._its(keys=self._database.keys([tally.key])))
+        return any(sum(counts) >= tally.total for _, *counts, _ in rows)
 
     def _uncount(self, run: Run, members: Collection[tuple[str, int]]) -> None:
         """Count members no more; those of a shard together, as others lock them."""
-        for key, index in sorted(members, key=lambda each: (each[0], each[1] % _SHARDS, each[1])):
+        for key, index in sorted(members, key=lambda each: (each[0], _shard_of(each[1]), each[1])):
             for (ended,) in run(self._groups.open, self._its(key=key, number=index)):
-                self._add(run, key, index % _SHARDS, ended, -1)
+                self._add(run, key, _shard_of(index), ended, -1)
 
     def _add(self, run: Run, key: str, shard: int, ended: str = "", by: int = 0, *, sent: int = 0) -> int:
         """Add to the counts of a row, which is locked from then on, and return how many have ended by it."""
@@ -141,3 +151,7 @@ class SqlGroups(BackendWithTables):
 
     def _its(self, **values: Any) -> dict[str, Any]:
         return {"namespace": self._namespace, **values}
+
+
+def _shard_of(index: int) -> int:
+    return index // _BLOCK * _SHARDS + index % _SHARDS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 
 from taskbridge.contract.stores.place import TIMEOUT_S, Place, expect, soon
 from taskbridge.contract.stores.table import check
-from taskbridge.stores.backend import ABSENT, COUNTED, Backend, Commit, Counted, Entry, Listed, Tallied, Tally, Write
+from taskbridge.stores.backend import ABSENT, COUNTED, Backend, Commit, Counted, Entry, Listed, Tally, Write
 
 _KEY = "flow:f:group:0"
 
@@ -25,7 +24,7 @@ def _tally(
     seen: str = ABSENT,
     by: str = "",
     **options: Any,
-) -> Tallied | None:
+) -> bool | None:
     """Count a member, whose record is made by that unless it was seen."""
     given: dict[str, Any] = {"key": _KEY, "total": 300, "entry": Entry("flow\tf", "f", 0.0), "posts": "last", **options}
     write = Write(f"record:{given['key']}/{index}{by}", seen, f"1\n{ended}")
@@ -47,13 +46,13 @@ def a_member_is_counted_once(p: Place) -> None:
     """A member is counted with the write of its record or not at all, and once, however often that is tried."""
     one, two = p.store().backend, p.store().backend
     expect(_counts(one), (0, 0, 0, 0, 0), "the counts of a group that nobody knows")
-    expect(_tally(one, 7), Tallied(1, is_new=True), "of the first member")
-    expect(_tally(two, 7), None, "of the same one, whose record was not there")
-    expect(_tally(two, 7, "dead", seen="1"), Tallied(1, is_new=False), "of the same one, whose record was seen")
-    expect(_tally(two, 8, "dead", "x"), Tallied(2, is_new=True), "of another one")
+    expect(_tally(one, 7), False, "whether the end is told of, after the first member")
+    expect(_tally(two, 7), None, "after the same one, whose record was not there")
+    expect(_tally(two, 7, "dead", seen="1"), False, "after the same one, whose record was seen")
+    expect(_tally(two, 8, "dead", "x"), False, "after another one")
     _tally(one, 209, "discarded")
-    expect(_tally(one, 299, "cancelled", "y"), Tallied(4, is_new=True), "of the last one")
-    expect(_tally(one, 0, key="flow:f:group:1"), Tallied(1, is_new=True), "of another group")
+    expect(_tally(one, 299, "cancelled", "y"), False, "after the one with the highest index")
+    expect(_tally(one, 0, key="flow:f:group:1", total=1), True, "after the only one of another group")
     expect(one.get([f"record:{_KEY}/8"], timeout_s=TIMEOUT_S), ["1\ndead"], "the record of one")
     two.note_sent(_KEY, 250, timeout_s=TIMEOUT_S)
     one.note_sent(_KEY, 200, timeout_s=TIMEOUT_S)
@@ -105,13 +104,15 @@ def the_first_that_is_open_is_found(p: Place) -> None:
 def a_group_tells_of_its_end(p: Place) -> None:
     """The entry is in the outbox as the last member has ended, or as was asked; one that is due earlier stays."""
     one, two = p.store().backend, p.store().backend
-    _tally(one, 0, "dead", total=2)
-    expect(_due(two), [], "what is due before the last")
-    _tally(two, 1, total=2)
+    expect(_tally(one, 0, "dead", total=2), False, "whether it is told before the last")
+    expect(_due(two), [], "what is due before it")
+    expect(_tally(two, 1, total=2), True, "whether it is told after it")
     expect(_due(one), [("flow\tf", "f")], "what is due after it")
     _tally(one, 0, total=3, key="bad", posts="bad", entry=Entry("b", "done"))
     expect(_due(two), [], "what is due after one that is done")
-    _tally(one, 1, "discarded", total=3, key="bad", posts="bad", entry=Entry("b", "bad"))
+    expect(
+        _tally(one, 1, "discarded", total=3, key="bad", posts="bad", entry=Entry("b", "bad")), True, "after a bad one"
+    )
     expect(_due(two), [("b", "bad")], "what is due after one that is not")
     _tally(one, 2, total=3, key="bad", posts="bad", entry=Entry("b", "last"))
     expect(_due(two), [("b", "last")], "what is due after the last of that")
@@ -142,9 +143,9 @@ def a_replay_is_counted_no_more(p: Place) -> None:
     members = one.members(_KEY, 0, 4, timeout_s=TIMEOUT_S)
     expect(members, [("done", "x"), None, ("discarded", "x"), None], "the members")
     expect(uncount(1, seen="1"), [True], "of one that is not counted")
-    expect(_tally(one, 1, seen="1", total=4), Tallied(3, is_new=True), "of the first again")
+    expect(_tally(one, 1, seen="1", total=4), False, "whether the end is told after the first again")
     expect(_due(two), [], "what is due before the second")
-    expect(_tally(one, 3, "cancelled", seen="1", total=4), Tallied(4, is_new=True), "of the second again")
+    expect(_tally(one, 3, "cancelled", seen="1", total=4), True, "after the second again")
     expect(_due(two), [("flow\tf", "f")], "what is due after it")
     commits = [Commit([Write("x", ABSENT, "1")]), Commit([Write("y", ABSENT, "1")], uncounts=[(_KEY, 0)])]
     expect(two.commit(commits, timeout_s=TIMEOUT_S), [True, True], "of several")
@@ -165,31 +166,55 @@ def a_group_is_kept_until_it_is_over(p: Place) -> None:
     _tally(one, 250, "dead", "late", key="flow:h:group:0")  # after that was said
     for key in (keys[0], keys[2], "flow:h:group:0"):
         soon(partial(_counts, two, key), lambda found: not any(found), f"the counts of {key} in the end")
-    two.purge(timeout_s=TIMEOUT_S)
-    expect(_counts(one, keys[1]), (0, 1, 0, 0, 1), "the counts of the one that is kept")
     expect(one.members(keys[0], 0, 1, timeout_s=TIMEOUT_S), [None], "a member of one that is over")
     expect(one.members("flow:h:group:0", 250, 1, timeout_s=TIMEOUT_S), [None], "a member that came late")
+    one.note_sent(keys[2], 1, timeout_s=TIMEOUT_S)
+    expect(_tally(one, 0, key=keys[0], seen="1", total=2), False, "whether all have ended of one that began anew")
+    two.purge(timeout_s=TIMEOUT_S)
+    found = two.counts_of(keys, timeout_s=TIMEOUT_S)
+    expect([astuple(each) for each in found], [(1, 0, 0, 0, 0), (0, 1, 0, 0, 1), (0, 0, 0, 0, 1)], "the counts then")
     expect(one.members(keys[1], 0, 1, timeout_s=TIMEOUT_S), [("dead", "x")], "a member of the one that is kept")
-    expect(_tally(one, 0, key=keys[0], seen="1", total=1), Tallied(1, is_new=True), "of a member anew")
 
 
 @check()
 def members_are_counted_once_by_many(p: Place) -> None:
-    """Of 2,000 members that 8 threads count twice at the same time, each is counted once, and the end is seen."""
+    """Of 2,000 members that 8 threads count at the same time, some of them twice, each is counted once."""
     backends, total, barrier = (p.store().backend, p.store().backend), 2000, Barrier(8)
 
-    def run(number: int) -> list[Tallied | None]:
+    def run(number: int) -> list[bool | None]:
         backend = backends[number % 2]
         barrier.wait()
-        indexes = range(number // 2, total, 4)  # so do two, neither of which a record keeps out
+        indexes = (
+            *range(number // 2, 400, 4),
+            *range(400 + number, total, 8),
+        )  # two count the first ones, by other records
         return [_tally(backend, each, COUNTED[each % 4], by=f" {number}", total=total) for each in indexes]
 
     with ThreadPoolExecutor(8) as pool:
-        told = [counts for found in pool.map(run, range(8)) for counts in found if counts is not None]
-    expect(Counter(each.is_new for each in told), Counter({True: total, False: total}), "how many were counted")
+        told = [each for found in pool.map(run, range(8)) for each in found]
     expect(_counts(backends[0]), (500, 500, 500, 500, 0), "the counts")
-    expect(max(each.ended for each in told if each.is_new), total, "the most that were told as one was counted")
+    expect(any(told), True, "whether one was told that all have ended")
     expect([key for key, _ in _due(backends[1])], ["flow\tf"], "what is due")
+    backends[0].commit([Commit([Write("x", ABSENT, "1")], uncounts=[(_KEY, 1650), (_KEY, 1999)])], timeout_s=TIMEOUT_S)
+    expect(_counts(backends[1]), (500, 500, 499, 499, 0), "the counts after two are counted no more")
+    expect(backends[1].first_open(_KEY, total, timeout_s=TIMEOUT_S), 1650, "the first of these")
+
+
+@check()
+def of_the_last_two_one_is_told(p: Place) -> None:
+    """If the last two members of a group end at the same time, one who counts them finds that all have ended."""
+    backends, barrier = (p.store().backend, p.store().backend), Barrier(2)
+
+    def run(number: int) -> list[bool | None]:
+        told: list[bool | None] = []
+        for each in range(60):
+            barrier.wait()
+            told.append(_tally(backends[number], number, key=f"pair {each}", total=2))
+        return told
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(run, range(2))
+    expect([any(each) for each in zip(one, two, strict=True)], [True] * 60, "whether one was told, of each pair")
 
 
 @check()

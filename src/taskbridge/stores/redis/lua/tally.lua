@@ -4,9 +4,9 @@
 -- ARGV: that line, and what is written, as in write.lua; an entry: id, in how many ms it is due, text; when it is put in
 -- the outbox ('last', 'bad' or 'always'); how many members there are, which one this is, how it has ended, and what is
 -- kept of that, if anything is.
--- Returns how many have ended, negative if it was counted before; or nil if nothing was done.
+-- Returns whether the entry was to be put in the outbox, as 1 or 0; or nil if nothing was done.
 if not fits(KEYS[1], ARGV[1]) then return nil end
-local group, posts, index, how, text = KEYS[7], ARGV[10], ARGV[12], ARGV[13], ARGV[14]
+local group, index, how, text = KEYS[7], ARGV[12], ARGV[13], ARGV[14]
 local is_new = own('SETBIT', group .. ':ended', index, 1) == 0  -- before all else, for this alone may be refused
 write(KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6])
 local ended = add(group, 'ended', is_new and 1 or 0)
@@ -23,11 +23,12 @@ if is_new and text then
     redis.call('PEXPIREAT', group .. ':bad', at)
   end
 end
-if ended >= tonumber(ARGV[11]) or posts == 'always' or posts == 'bad' and how ~= 'done' then
+local posts = ended >= tonumber(ARGV[11]) or ARGV[10] == 'always' or ARGV[10] == 'bad' and how ~= 'done'
+if posts then
   local due = math.floor(now_ms()) + ARGV[8]
   if due < tonumber(own('ZSCORE', KEYS[5], ARGV[7]) or '+inf') then
     own('ZADD', KEYS[5], due, ARGV[7])
     own('HSET', KEYS[6], ARGV[7], ARGV[9])
   end
 end
-return is_new and ended or -ended
+return posts and 1 or 0
