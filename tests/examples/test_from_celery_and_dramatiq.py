@@ -22,6 +22,7 @@ NAME = "examples.from_celery_and_dramatiq"
 FOLDER = ROOT / "examples" / "from_celery_and_dramatiq"
 
 HAPPENED = Counter({"mail 1": 2, "mail 2": 1, "charge 3": 1, "charge 4": 1, "charge 7": 2, "charge 9": 5, "report": 1})
+HAPPENED.update(["parcel: order 12, 1200 g", "sorry for 13", "stock 60"])
 """What comes of `SENT`: what is temporary is tried again, 5 times at most, and what is permanent is not."""
 
 SENT = """
@@ -31,8 +32,15 @@ for user_id in (1, 2):
 for order_id in (3, 4, 7, 9):
     charge.{send}(order_id)
 nightly_report.{send}()
+ship(12)
+ship(13)
+take_stock(range(1, 4))
 """
-TRACKED = {"tracked CardDeclined in shop.payments.charge", "tracked BankUnavailable in shop.payments.charge"}
+TRACKED = {
+    "tracked CardDeclined in shop.payments.charge",
+    "tracked BankUnavailable in shop.payments.charge",
+    "tracked SoldOut in shop.parcels.pick",
+}
 
 
 def happened(log: Path, *, tracked: bool = False) -> Counter[str]:
@@ -81,7 +89,7 @@ def services() -> Mapping[str, Any]:
 
 
 def test_the_shop_on_taskbridge_with_the_workers_of_the_compose_file(
-    target: str, target_url: str, start: Start, tmp_path: Path
+    target: str, target_url: str, start: Start, tmp_path: Path, make_redis: Any
 ) -> None:
     if target.endswith("memory") or target == "inline":
         pytest.skip("has no workers")
@@ -93,6 +101,8 @@ def test_the_shop_on_taskbridge_with_the_workers_of_the_compose_file(
         "SHOP_LOG": str(log),
         "SHOP_PAUSE": "0.5",
     }
+    if target.endswith("amqp"):
+        env["TASKBRIDGE_STORE"] = make_redis().url
     commands = [service["command"] for service in services().values() if "taskbridge" in service["command"]]
     workers = [start(*shlex.split(command), env=env) for command in commands]
     send("tasks", "send", env)
