@@ -49,6 +49,14 @@ if TYPE_CHECKING:  # `as` says to type checkers that a name is public
     from taskbridge.exceptions import UnknownSchedule as UnknownSchedule
     from taskbridge.exceptions import UnsupportedError as UnsupportedError
     from taskbridge.exceptions import WorkerLost as WorkerLost
+    from taskbridge.flows.building import Flow as Flow
+    from taskbridge.flows.building import become as become
+    from taskbridge.flows.building import group as group
+    from taskbridge.flows.handle import FlowHandle as FlowHandle
+    from taskbridge.flows.results import Results as Results
+    from taskbridge.flows.states import FlowEnd as FlowEnd
+    from taskbridge.flows.states import FlowStatus as FlowStatus
+    from taskbridge.flows.states import Outcome as Outcome
     from taskbridge.handle import Handle as Handle
     from taskbridge.health import Health as Health
     from taskbridge.hooks import Event as Event
@@ -56,7 +64,7 @@ if TYPE_CHECKING:  # `as` says to type checkers that a name is public
     from taskbridge.message import Message as Message
     from taskbridge.message import Priority as Priority
     from taskbridge.pauses import Pause as Pause
-    from taskbridge.results import Results as Results
+    from taskbridge.results import MessageResults as MessageResults
     from taskbridge.retry import Discard as Discard
     from taskbridge.retry import ErrorInfo as ErrorInfo
     from taskbridge.retry import Retry as Retry
@@ -88,12 +96,16 @@ _MODULES = {
         "TaskBridgeError TaskCancelled TaskDiscarded TaskFailed TimeLimitExceeded UnknownQueue "
         "UniqueConflict UnknownSchedule UnsupportedError WorkerLost"
     ),
+    "flows.building": "Flow become group",
+    "flows.handle": "FlowHandle",
+    "flows.results": "Results",
+    "flows.states": "FlowEnd FlowStatus Outcome",
     "handle": "Handle",
     "health": "Health",
     "hooks": "Event",
     "message": "DeadLetter Message Priority",
     "pauses": "Pause",
-    "results": "Results",
+    "results": "MessageResults",
     "retry": "Discard ErrorInfo Retry RetryPolicy",
     "routing": "Queue",
     "schedules.listing": "ScheduleEntry Schedules",

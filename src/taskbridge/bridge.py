@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from taskbridge.engines.base import Command, Engine, WorkerOptions
     from taskbridge.engines.cancellations import Cancellations
     from taskbridge.engines.settle import BoundTask
+    from taskbridge.flows.handle import FlowHandle
     from taskbridge.health import Health
     from taskbridge.operations import Operations
     from taskbridge.outbox import Relay
     from taskbridge.pauses import Pause, Pauses
-    from taskbridge.results import Results
+    from taskbridge.results import MessageResults
     from taskbridge.schedules.listing import Schedules
     from taskbridge.schedules.plan import CatchUp, Overlap, Timing
     from taskbridge.stores.records import Records
@@ -186,11 +187,11 @@ class Bridge(Parts):
         return self._part("relay", lambda: Relay(self, self._sending.relay, partial(record_buried, self)))
 
     @property
-    def results(self) -> Results:
+    def results(self) -> MessageResults:
         """What becomes of messages, for their handles."""
-        from taskbridge.results import Results
+        from taskbridge.results import MessageResults
 
-        return self._part("results", lambda: Results(self))
+        return self._part("results", lambda: MessageResults(self))
 
     @property
     def operations(self) -> Operations:
@@ -209,6 +210,12 @@ class Bridge(Parts):
     def handle(self, id: str) -> Handle[Any]:
         """Return a message's handle by its id alone, in any process and on any engine with the same store."""
         return Handle(id=id, bridge=self)
+
+    def flow(self, id: str) -> FlowHandle[Any]:
+        """Return a flow's handle by its id alone, in any process and on any engine with the same store."""
+        from taskbridge.flows.handle import FlowHandle  # here, as above
+
+        return FlowHandle(id=id, bridge=self)
 
     # The tasks, and their queues
 

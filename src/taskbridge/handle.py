@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from taskbridge.bridge import Bridge
     from taskbridge.durations import Duration
-    from taskbridge.results import Results
+    from taskbridge.results import MessageResults
     from taskbridge.stores.states import Status
 
 R_co = TypeVar("R_co", covariant=True)
@@ -103,7 +103,7 @@ class Handle(Generic[R_co]):
         """Do as `cancel` without blocking the event loop."""
         return await self._results().aside(lambda: self.cancel(interrupt=interrupt))
 
-    def _results(self) -> Results:
+    def _results(self) -> MessageResults:
         if self.bridge is None:
             raise TaskBridgeError(
                 f"the handle of message {self.id} has lost its bridge as it was pickled: use bridge.handle(handle.id)"

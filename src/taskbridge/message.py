@@ -17,13 +17,15 @@ from taskbridge.exceptions import DecodeError, EncodeError, NewerFormError, near
 from taskbridge.logs import escaped
 from taskbridge.retry import ErrorInfo
 
-FORM: Final = 2
+FORM: Final = 3
 """The latest version of the form, which this release reads, as all before it; each message says which it has.
 
-2: some of the arguments are `codec.Typed`, or a header is no text. All others are written in form 1.
+2: some of the arguments are `codec.Typed`, or a header is no text. 3: it is a step of a flow. All others are written in
+form 1.
 """
 
 TYPED_FORM: Final = 2
+FLOW_FORM: Final = 3
 LONGEST_ID: Final = 255  # bytes, in UTF-8: AMQP's short strings take no more, nor an index of a database much
 MOST_HEADER_BYTES: Final = 65_536  # on RabbitMQ, they and what an engine adds must fit into one frame
 END_OF_TIME: Final = 2.5e11  # the last second that a message may name, in the year 9892: `datetime` holds little more
@@ -120,6 +122,7 @@ class Message:
         relayed: Whether an outbox has it, or had it, or it was put off: it may be published twice, so its mark is
             claimed (rules OB1 and A7).
         keeps_call: Whether its record tells its arguments and headers.
+        flow: Its place in a flow (`flows.plan.Place`); empty if it is in none.
         due_at: From when on the attempt was to run, in seconds since the epoch; None for one that was sent without a
             delay, or by an earlier release.
         plain: The positional and keyword arguments, decoded from JSON but still in the codec's form, if whoever read
@@ -147,6 +150,7 @@ class Message:
     digest: str = ""
     relayed: bool = False
     keeps_call: bool = False
+    flow: str = ""
     due_at: float | None = None
     plain: tuple[Sequence[Any], Mapping[str, Any]] | None = field(default=None, repr=False, compare=False)
 
@@ -217,7 +221,7 @@ class Message:
     def dumps_meta(self) -> str:
         """Return what an engine's own message has no place for, as JSON, in ASCII: all but id, task and arguments."""
         has_texts = not self.headers or all(isinstance(each, str) for each in self.headers.values())
-        form = self.form if has_texts else 2  # the first form has no place for other headers
+        form = self.form if has_texts else max(2, self.form)  # the first form has no place for other headers
         text = (  # by hand, for what each message has: a fifth of the time that a dict takes
             f'{{"form":{form},"queue":{codec.to_json(self.queue)},"priority":"{self.priority}",'
             f'"attempt":{self.attempt},"enqueued_at":{self.enqueued_at!r}'
@@ -358,6 +362,14 @@ def _is_text(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and (value.isascii() or _HALF.search(value) is None)
 
 
+_PLACE: Final = re.compile("[^\\t]{1,255}\\t([0-9]{1,9}(/[0-9]{1,9})?|failure|end)\\t[0-9]{1,9}\\t[0-9]{1,9}\\t[a-z]{0,5}")
+
+
+def is_place(value: object) -> TypeGuard[str]:
+    """Return whether this can be a step's place in a flow."""
+    return isinstance(value, str) and _PLACE.fullmatch(value) is not None and is_id(value.partition("\t")[0])
+
+
 _text, _count, _flag = _reading(_is_text), _reading(_is_of(int)), _reading(_is_of(bool))
 _time, _time_or_none = _reading(_is_of(int, float)), _reading(_is_of(int, float, NoneType))
 _hash: Final = _reading(lambda value: isinstance(value, str) and _HASH.fullmatch(value) is not None)
@@ -398,6 +410,7 @@ _RARE: Final[Mapping[str, Callable[[Any, str], Any]]] = {
     "digest": _hash,
     "relayed": _flag,
     "keeps_call": _flag,
+    "flow": _reading(is_place),
     "due_at": _time_or_none,
 }
 """The fields that few messages have, in the order in which they are written, and what reads each."""
@@ -412,6 +425,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = dict.fromkeys(_RARE, 0) | {
     "digest": "",
     "relayed": False,
     "keeps_call": False,
+    "flow": "",
 }
 _BY_DICT: Final = tuple(name for name in _RARE if name != "unique")  # which is written by hand
 _USUAL: Final = tuple(_DEFAULTS[name] for name in _BY_DICT)

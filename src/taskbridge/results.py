@@ -44,7 +44,7 @@ A record may be gone (evicted, or lost with its server), and so may the word tha
 """
 
 
-class Results:
+class MessageResults:
     """What becomes of a bridge's messages; `Bridge.results` is one, and handles ask it."""
 
     def __init__(self, bridge: Bridge) -> None:
@@ -243,7 +243,7 @@ def shown(record: Status, now: float) -> Status:
 
 def _value_of(record: Status, text: str, declaration: Declaration | None) -> Any:
     value = codec.loads(text)
-    if codec.TYPED not in text:
+    if not codec.holds_typed(text):
         return value
     from taskbridge.hints import NO_HINTS  # here, for few results are of a class
 

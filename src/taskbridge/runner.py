@@ -68,6 +68,7 @@ class Runner:
         around: What the application has around its runs, the outermost first.
         longest_s: After how many seconds a run is stuck.
         observers: Told of each run.
+        members: Returns results of a group: of a flow, a stage, from one on, so many; None if nobody knows them.
     """
 
     declaration: Declaration | None
@@ -81,6 +82,7 @@ class Runner:
     around: tuple[Surrounding, ...] = ()
     longest_s: float = inf
     observers: Sequence[Observer] = ()
+    members: Callable[[str, int, int, int], Sequence[Any]] | None = None
 
     def run(self, message: Message) -> Verdict:
         """Run a message's task once, if it may still start, and return the verdict; raises nothing."""

@@ -28,7 +28,7 @@ from taskbridge.exceptions import (
 from taskbridge.handle import Handle
 from taskbridge.hooks import Event
 from taskbridge.logs import logger, say
-from taskbridge.message import FORM, MOST_HEADER_BYTES, Message, Priority, new_id
+from taskbridge.message import MOST_HEADER_BYTES, TYPED_FORM, Message, Priority, new_id
 from taskbridge.routing import check_known
 from taskbridge.tasks import Call
 from taskbridge.unique import STARTS_IN_ORDER, digest_of
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from taskbridge.brokers.base import Broker
     from taskbridge.brokers.redis import RedisBroker
     from taskbridge.declaration import Declaration
+    from taskbridge.flows.building import Flow
     from taskbridge.stores.base import Store
     from taskbridge.stores.claims import Claims, Intent, Outcome
     from taskbridge.stores.records import Records, Status
@@ -118,6 +119,17 @@ class Sending:
         self._observers = bridge.observers
         self._ways: dict[str, _Way] = {}
         self._diverted: Broker | None = None
+
+    @property
+    def bridge(self) -> Bridge:
+        """Whose messages it sends."""
+        return self._bridge
+
+    def flow_of(self, call: Call[R]) -> Flow[R]:
+        """Return a call as a flow of one step."""
+        from taskbridge.flows.building import flow_of  # here, for few processes make flows
+
+        return flow_of(call)
 
     @contextmanager
     def divert(self, broker: Broker) -> Generator[None, None, None]:
@@ -243,7 +255,7 @@ class Sending:
             raise UnsupportedError(rule, self._bridge.settings.url.target, f"{what} need a store; {remedy}")
         unique = "" if way.unique is None else way.unique.held_by(call)
         # A release that knows nothing of that would not look whether another message has replaced it, say.
-        form = FORM if unique[:1] in STARTS_IN_ORDER else form
+        form = TYPED_FORM if unique[:1] in STARTS_IN_ORDER else form
         return unique, "" if call.options.id is None else digest_of(call), form
 
     def _send(self, way: _Way, message: Message, call: Call[Any], wait_s: float) -> Handle[Any]:

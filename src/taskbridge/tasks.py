@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeAlias, TypeVar, cast, overload
 
 from taskbridge import codec
 from taskbridge.declaration import Declaration
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self  # only here, for it takes 5 ms to import
 
+    from taskbridge.flows.building import Flow
+    from taskbridge.flows.states import FlowEnd
     from taskbridge.sending import Sending
     from taskbridge.transactions import Commit, Committing
 
 P = ParamSpec("P")
 R = TypeVar("R")
+R2 = TypeVar("R2")
 R_co = TypeVar("R_co", covariant=True)
 
 Header: TypeAlias = str | int | bool | None
@@ -61,12 +64,61 @@ class SendOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call(Generic[R_co]):
-    """One call for `send_many`: made by `Task.call`, sent by nothing else."""
+    """A call that is not sent yet, made by `Task.call`: for `send_many`, for schedules, and a flow of one step.
+
+    `then`, `then_call`, `on_failure` and `on_end` make a `Flow` of it, whose methods of these names say more (rules W).
+    """
 
     declaration: Declaration
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     options: SendOptions
+    sender: Sending = field(default=cast("Sending", None), compare=False, repr=False)  # of those that tasks make
+
+    @overload
+    def then(
+        self, task: Callable[Concatenate[R_co, P], Coroutine[Any, Any, R2]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Flow[R2]: ...
+
+    @overload
+    def then(self, task: Callable[Concatenate[R_co, P], R2], /, *args: P.args, **kwargs: P.kwargs) -> Flow[R2]: ...
+
+    def then(self, task: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Have a task run when this call ended well, with its result as the first argument, before these."""
+        return self._flow().then(task, *args, **kwargs)
+
+    def then_call(self, call: Call[R2] | Flow[R2], /) -> Flow[R2]:
+        """Have a call, or the stages of a flow, run when this call ended well; the result goes nowhere."""
+        return self._flow().then_call(call)
+
+    def on_failure(
+        self, task: Callable[Concatenate[FlowEnd, P], Any], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Flow[R_co]:
+        """Have a task run once if this call ends badly, with a `FlowEnd` as the first argument."""
+        return self._flow().on_failure(task, *args, **kwargs)
+
+    def on_end(self, task: Callable[Concatenate[FlowEnd, P], Any], /, *args: P.args, **kwargs: P.kwargs) -> Flow[R_co]:
+        """Have a task run once, however this call ends, with a `FlowEnd` as the first argument."""
+        return self._flow().on_end(task, *args, **kwargs)
+
+    def _flow(self) -> Flow[R_co]:
+        return self.sender.flow_of(self)
+
+    def send(self) -> Handle[R_co]:
+        """Send the call, as one message; see `Task.send`."""
+        return self.sender.send_call(self, when=None)
+
+    async def asend(self) -> Handle[R_co]:
+        """Do as `send` without blocking the event loop."""
+        return await self.sender.asend_call(self, when=None)
+
+    def schedule(self, when: When) -> Handle[R_co]:
+        """Send the call so that it starts later; see `Task.schedule`."""
+        return self.sender.send_call(self, when=checked_when(when))
+
+    async def aschedule(self, when: When) -> Handle[R_co]:
+        """Do as `schedule` without blocking the event loop."""
+        return await self.sender.asend_call(self, when=checked_when(when))
 
     def encoded(self) -> tuple[str, str, int]:
         """Return `Message.args_json`, `kwargs_json` and `form`, which they need; raises `EncodeError`."""
@@ -75,10 +127,11 @@ class Call(Generic[R_co]):
             return codec.dumps_array(args, "args"), codec.dumps_object(kwargs, "kwargs") if kwargs else "{}", 1
         positional, named = hints.lowered(args, kwargs)
         texts = codec.dumps_array(positional, "args"), codec.dumps_object(named, "kwargs")
-        return *texts, TYPED_FORM if any(codec.TYPED in text for text in texts) else 1
+        return *texts, TYPED_FORM if any(map(codec.holds_typed, texts)) else 1
 
 
-def _given(when: When | None) -> When:
+def checked_when(when: When | None) -> When:
+    """Return a time that was given; raise `TypeError` for None."""
     if when is None:
         raise TypeError("when must be a timedelta, a number of seconds or an aware datetime, not None: send is for now")
     return when
@@ -168,9 +221,9 @@ class Sendable(Generic[P, R]):
         return self.using(commit="default")
 
     def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
-        """Return a call to be sent with `send_many`; raise `TypeError` if the arguments don't fit the function."""
+        """Return a call that is not sent yet; raise `TypeError` if the arguments don't fit the function."""
         self._declaration.check(args, kwargs)
-        return Call(declaration=self._declaration, args=args, kwargs=kwargs, options=self._options)
+        return Call(declaration=self._declaration, args=args, kwargs=kwargs, options=self._options, sender=self._sender)
 
     def send(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Send the task to its queue; returns when the broker has it (rule S1).
@@ -193,7 +246,7 @@ class Sendable(Generic[P, R]):
         Raises what `send` raises, `ValueError` if `when` is a naive datetime, negative, or more than 8 years ahead, and
         `TypeError` if it is no time.
         """
-        return self._sender.send_call(self.call(*args, **kwargs), when=_given(when))
+        return self._sender.send_call(self.call(*args, **kwargs), when=checked_when(when))
 
     async def asend(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Do as `send` without blocking the event loop."""
@@ -203,7 +256,7 @@ class Sendable(Generic[P, R]):
     async def aschedule(self, when: When, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Do as `schedule` without blocking the event loop."""
         call = self.call(*args, **kwargs)
-        return await self._sender.asend_call(call, when=_given(when))
+        return await self._sender.asend_call(call, when=checked_when(when))
 
     def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Send any number of calls in pipelined batches, and return their handles in order (rule S5).

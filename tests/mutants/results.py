@@ -189,7 +189,7 @@ def each_holds_a_thread() -> None:
     def make(_: Any) -> Any:
         return lambda self, *given, **named: asyncio.to_thread(self.result, *given, **named)
 
-    put(_RESULTS, "Results.aresult", make)
+    put(_RESULTS, "MessageResults.aresult", make)
 
 
 @mutant("RS4", "a_thousand_wait_at_once")

@@ -15,7 +15,7 @@ from taskbridge import codec
 from taskbridge.bridge import default_bridge
 from taskbridge.django.models import Schedule
 from taskbridge.exceptions import DeclarationError, TaskBridgeError
-from taskbridge.message import FORM
+from taskbridge.message import TYPED_FORM
 from taskbridge.schedules.listing import ScheduleEntry
 from taskbridge.schedules.plan import CatchUp, Cron, Every, Overlap, check_name, named, timing_of, zone_of
 from taskbridge.schedules.plan import Schedule as Planned
@@ -118,7 +118,7 @@ class ScheduleForm(_ModelForm):
         with self._errors_of("kwargs"):
             kwargs = codec.loads_object(kwargs_json)
         with self._errors_of("args"):
-            args, kwargs = declaration.fitted(args, kwargs, FORM)
+            args, kwargs = declaration.fitted(args, kwargs, TYPED_FORM)
             self._call: Call[Any] = Call(declaration=declaration, args=tuple(args), kwargs=kwargs, options=options)
             self._call.encoded()
         return data

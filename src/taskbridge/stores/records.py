@@ -25,6 +25,7 @@ that is not known to run frees its key for another one.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -80,6 +81,7 @@ class Records:
         self._backend = backend
         self._lists = settings.listing
         self._starts = PerProcess(lambda: Starts(self._write_starts))
+        self.flows_due: deque[str] = deque()  # the ids of flows that this process has to look after
 
     def create(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
         """Make the records of messages that are about to be sent, each with its delay in seconds.
@@ -226,6 +228,22 @@ class Records:
         starts.remove(message)
         return transitions.left(old, new, message)
 
+    def became(self, message: Message, flow_id: str, at: float) -> Callable[[Row | None], tuple[Row, Write] | None]:
+        """Return what decides, given a message's record, that it goes on as a flow: the record then, and its write."""
+        starts = self._starts.made or self._starts.get()
+        start = starts.get(message)
+        run = None if start is None else start.run
+
+        def decide(old: Row | None) -> tuple[Row, Write] | None:
+            new = transitions.became(old, message, flow_id, at, run, writer=starts.writer)
+            return None if new is None else (new, self.replacing(message.id, old, head_of_row(old), new))
+
+        return decide
+
+    def change(self, message_id: str, decide: Decide, *, timeout_s: float) -> Row | None:
+        """Replace a record by what is decided about it, and return that; None if it stays as it is."""
+        return self._change(message_id, decide, monotonic() + timeout_s)[1]
+
     def get(self, message_id: str, *, timeout_s: float) -> Status | None:
         """Return a record; None if there is none, or it is older than `result_ttl`."""
         row, _ = self._read(message_id, timeout_s)
@@ -314,8 +332,13 @@ class Records:
     def _is_done(self, write: Write, freed: str, message_id: str, new: Row, deadline: float) -> bool:
         """Do a write of a record, and return whether that was as it was seen; a freed key points to nobody then.
 
-        Most keys point to who frees them, so they are read only if that is found wrong.
+        Most keys point to who frees them, so they are read only if that is found wrong. A step of a flow is counted as
+        it ends, in the same act.
         """
+        if "flow" in new and new["state"] in FINAL:
+            from taskbridge.flows.counting import count  # here, for few messages are in a flow
+
+            return count(self._backend, write, new, self.flows_due, timeout_s=deadline - monotonic())
         if not freed:
             return self._backend.write([write], timeout_s=deadline - monotonic())[0]
         key, me = transitions.pointer_key(new["task"], freed), transitions.pointer_to(message_id, new.get("replays", 0))

@@ -12,7 +12,7 @@ from typing_extensions import Required
 
 from taskbridge.context import MOST_PROGRESS
 from taskbridge.durations import moment
-from taskbridge.message import END_OF_TIME
+from taskbridge.message import END_OF_TIME, is_place
 from taskbridge.retry import ErrorInfo
 
 Sent = tuple[str, str, Mapping[str, Any]]
@@ -103,6 +103,8 @@ class Status:
         progress: How far its latest run has come, if that has told.
         result_json: What it returned, as JSON, if it is `done`; `Handle.result` returns the value.
         sent: Its positional and keyword arguments, as JSON, and its headers; None if its task doesn't keep them.
+        flow: The id of the flow of which it is a step; empty if it is none.
+        became: The id of the flow that its task returned by `become`, with which it ends; empty if there is none.
     """
 
     id: str
@@ -122,6 +124,8 @@ class Status:
     progress: Progress | None = None
     result_json: str | None = field(default=None, repr=False)
     sent: Sent | None = field(default=None, repr=False)
+    flow: str = ""
+    became: str = ""
 
     @property
     def is_final(self) -> bool:
@@ -171,7 +175,8 @@ class Row(TypedDict, total=False):
     it was given back), and `written_at` is when that was, by that process's clock, for a start the start;
     `unique` is as in the message, while it holds its key; `call` are the arguments that a debounced message starts
     with, both as JSON, in the place of its own; `digest` is the hash of the arguments of a message whose sender has
-    chosen its id; `sent` are its own arguments and headers, if its task keeps them.
+    chosen its id; `sent` are its own arguments and headers, if its task keeps them; `flow` is as in the message, and
+    `became` is the flow with which it ends.
     """
 
     task: Required[str]
@@ -198,6 +203,8 @@ class Row(TypedDict, total=False):
     call: Sequence[str]
     digest: str
     sent: Sent | list[Any]
+    flow: str
+    became: str
 
 
 def status_of(message_id: str, row: Row) -> Status:
@@ -220,6 +227,8 @@ def status_of(message_id: str, row: Row) -> Status:
         interrupt_asked=row.get("interrupt", False),
         progress=_progress(row.get("progress")),
         sent=_sent(row.get("sent")),
+        flow=row.get("flow", "").partition("\t")[0],
+        became=row.get("became", ""),
     )
 
 
@@ -298,7 +307,8 @@ def _is_attempt(found: Any) -> bool:
 
 
 _FIELDS: Final[Mapping[str, _IsSound]] = {
-    **dict.fromkeys(("task", "queue", "state", "result", "reason", "traceback", "writer", "unique", "digest"), is_text),
+    **dict.fromkeys(("task", "queue", "state", "result", "reason", "traceback", "writer", "unique", "digest", "became"), is_text),
+    "flow": is_place,
     **dict.fromkeys(("replays", "version", "attempt", "over"), is_count),
     **dict.fromkeys(("enqueued_at", "written_at"), is_time),
     **dict.fromkeys(("due_at", "ended_at"), _is_time_or_none),

@@ -61,6 +61,8 @@ def new(message: Message, delay_s: float = 0.0) -> Row:
         row["digest"] = message.digest
     if message.keeps_call:
         row["sent"] = message.args_json, message.kwargs_json, message.headers
+    if message.flow:
+        row["flow"] = message.flow
     if delay_s > 0:
         row["state"], row["due_at"] = "scheduled", message.enqueued_at + delay_s
     return row
@@ -148,6 +150,35 @@ def ended(old: Row | None, message: Message, ending: Ending, run: Run | None, *,
     told = row.get("progress") if run is None or run.progress is None else run.progress
     if told is not None and number == row.get("attempt", number):
         now["progress"] = told
+    return now
+
+
+def became(old: Row | None, message: Message, flow_id: str, at: float, run: Run | None, *, writer: str) -> Row | None:
+    """Return what it makes of a record that a run ended with a flow: its message ends with that."""
+    now = ended(old, message, Ending(state="done", at=at), run, writer=writer)
+    if now is None:
+        return None
+    now["state"], now["became"] = "running", flow_id
+    now.pop("ended_at", None)
+    if old is not None and old.get("cancel_asked"):
+        now["cancel_asked"] = True
+    return now
+
+
+def flow_ended(old: Row | None, flow_id: str, ending: Ending) -> Row | None:
+    """Return what the end of its flow makes of such a record; None if it has ended, or is another one's."""
+    if old is None or old.get("became") != flow_id or old["state"] in FINAL:
+        return None
+    return _end(old, ending, old.get("attempt", 1), [*old.get("attempts", ())])
+
+
+def flow_reopened(old: Row | None, flow_id: str) -> Row | None:
+    """Return what it makes of such a record that its flow was reopened; None if nothing."""
+    if old is None or old.get("became") != flow_id or old["state"] not in FINAL:
+        return None
+    now = _like(old, "running", old.get("attempt", 1))
+    now["attempts"] = [*old.get("attempts", ())]
+    now.pop("error", None)
     return now
 
 
@@ -239,7 +270,7 @@ def _won(row: Row, run: Run) -> bool:
 
 _LASTING: Final = (
     *("replays", "cancel_asked", "interrupt", "error", "over", "writer", "written_at"),
-    *("unique", "call", "digest", "sent"),
+    *("unique", "call", "digest", "sent", "flow", "became"),
 )
 """The fields that don't depend on the state."""
 
