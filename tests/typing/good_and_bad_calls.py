@@ -22,9 +22,15 @@ from taskbridge import (
     Cron,
     Event,
     Every,
+    Flow,
+    FlowEnd,
+    FlowHandle,
+    FlowStatus,
     Handle,
+    Outcome,
     Priority,
     Progress,
+    Results,
     Retry,
     RetryPolicy,
     ScheduleEntry,
@@ -32,7 +38,9 @@ from taskbridge import (
     Status,
     Unique,
     around,
+    become,
     current,
+    group,
     on,
     task,
 )
@@ -278,3 +286,113 @@ def kinds() -> None:
     a_task = welcome
     an_async_task: AsyncTask[[str], bytes] = fetch
     print(a_task, an_async_task)
+
+
+@task
+def extract(day: str) -> int:
+    return len(day)
+
+
+@task
+def double(count: int) -> int:
+    return 2 * count
+
+
+@task
+def halve(count: float) -> float:
+    return count / 2
+
+
+@task
+async def publish(count: int, *, channel: str = "") -> str:
+    return f"{channel}{count}"
+
+
+@task
+def total(counts: Results[int]) -> int:
+    return sum(counts)
+
+
+@task
+async def survey(outcomes: Results[Outcome[int]], limit: int) -> bool:
+    return len([each for each in outcomes if each.is_done]) < limit
+
+
+@task
+def alarm(end: FlowEnd, room: str) -> None: ...
+
+
+@task
+async def farewell(end: FlowEnd) -> None: ...
+
+
+@task
+def fan_out(days: list[str]) -> int:
+    return become(group(extract.call(day) for day in days).then(total))
+
+
+@task
+async def fan_out_later(days: list[str]) -> str:
+    return become(extract.call(days[0]).then(publish))
+
+
+@task
+def wrong_fan_out(days: list[str]) -> int:
+    flow = group(extract.call(day) for day in days).then(total).then(halve)
+    return become(flow)  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+
+
+async def flows() -> None:
+    one = extract.call("2026-11-28")
+    assert_type(one.then(double), Flow[int])
+    assert_type(one.then(publish), Flow[str])
+    assert_type(one.then(publish, channel="ops"), Flow[str])
+    assert_type(one.then(halve), Flow[float])
+    assert_type(one.then(double).then(publish).then_call(welcome.call(1)), Flow[str])
+    assert_type(one.then_call(group([extract.call("x")])), Flow[Results[int]])
+    assert_type(group(extract.call(day) for day in ["a"]), Flow[Results[int]])
+    assert_type(group([extract.call("a")], at_once=5, on_error="wait").then(total).then(double), Flow[int])
+    assert_type(group([extract.call("a")], on_error="collect"), Flow[Results[Outcome[int]]])
+    assert_type(group([extract.call("a")], on_error="collect").then(survey, 5), Flow[bool])
+    assert_type(one.on_failure(alarm, room="ops").on_end(farewell), Flow[int])
+    assert_type(one.on_end(farewell).then(double).using(id="x").on_failure(alarm, "ops"), Flow[int])
+    assert_type(one.then(double).send(), FlowHandle[int])
+    assert_type(one.then(publish).send().result(timeout=5), str)
+    assert_type(await group([one]).schedule(5).aresult(), Results[int])
+    assert_type(await one.then(halve).asend(), FlowHandle[float])
+    assert_type(await one.then(halve).aschedule(timedelta(1)), FlowHandle[float])
+    assert_type(one.send(), Handle[int])
+    assert_type(one.schedule(5).result(), int)
+    assert_type(await one.asend(), Handle[int])
+    assert_type(bridge.flow("x"), FlowHandle[Any])
+    assert_type(one.then(double).send().status(), FlowStatus)
+    assert_type(await one.then(double).send().acancel(), FlowStatus)
+    assert_type(one.then(double).send().retry().is_final, bool)
+    assert_type(become(one), int)
+    assert_type(fan_out.send(["a"]), Handle[int])
+    assert_type(fan_out.call(["a"]).then(double), Flow[int])
+    assert_type(group([one]).send().result()[0], int)
+    assert_type(group([one]).send().result()[1:], list[int])
+    wide: Flow[object] = one.then(double)
+    print(wide)
+
+
+def wrong_flows() -> None:
+    one = extract.call("2026-11-28")
+    one.then(welcome).then(double)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    one.then(double, 2)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    one.then(surrounded, colour=2)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    one.then(publish, channel=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    one.on_failure(alarm)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    one.on_failure(double)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    one.on_end(alarm, room=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    group([one]).then(survey, 5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    group([one], on_error="collect").then(total)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    group([one], on_error="collect").then(survey)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    group([one], on_error="ignore")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    group([one], at_once="5")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    group([extract])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    group(["a"])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    one.then(double).using()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    one.send().then(double)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    one.then(double).send().then(double)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]

@@ -17,15 +17,16 @@ LOOKED_AFTER_S: Final = 2.0
 def count(backend: Backend, write: Write, row: Row, due: deque[str], *, timeout_s: float) -> bool:
     """Do the write that makes a step's record final, and count the step; False if the write may not be done.
 
-    What is to follow is decided by `Flows.advance`: by whoever is told of the flow by `due`, or after 2 s by any worker,
+    What is to follow is decided by `Flows.advance`: by whoever finds the entry's id in `due`, or after 2 s by any worker,
     for the same act has put that in the outbox.
     """
     place, ended = place_of(row["flow"]), cast("Counted", row["state"])
-    entry = Entry(entry_id(place.flow), "flow", LOOKED_AFTER_S)
+    what = place.key if place.index is None else str(place.stage)
+    entry = Entry(entry_id(place.flow, what, place.life), "flow", LOOKED_AFTER_S)
     if place.index is None:
         is_done = backend.commit([Commit([write], [entry])], timeout_s=timeout_s)[0]
         if is_done:
-            due.append(place.flow)
+            due.append(entry.id)
         return is_done
     text = row.get("result", "null") if "r" in place.flags else None
     if ended != "done":
@@ -38,5 +39,5 @@ def count(backend: Backend, write: Write, row: Row, due: deque[str], *, timeout_
     if counts is None:
         return False
     if posts == "always" or counts.ended >= place.total or (posts == "bad" and ended != "done"):
-        due.append(place.flow)
+        due.append(entry.id)
     return True

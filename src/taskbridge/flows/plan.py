@@ -95,14 +95,14 @@ def step_life(flow: str) -> str:
     return "" if place.is_callback else life_of_flow(place.flow, place.life)
 
 
-def entry_id(flow_id: str) -> str:
-    """Return the id of the outbox's entry that has a flow looked after."""
-    return f"{_ENTRY}{flow_id}"
+def entry_id(flow_id: str, what: str, life: int) -> str:
+    """Return the id of an entry of the outbox that has a flow looked after; each reason for that has its own."""
+    return f"{_ENTRY}{flow_id}\t{what}.{life}"
 
 
 def flow_of_entry(id: str) -> str | None:
     """Return the flow that an entry of the outbox is about; None if it is about a message."""
-    return id.removeprefix(_ENTRY) if id.startswith(_ENTRY) else None
+    return id.split("\t")[1] if id.startswith(_ENTRY) else None
 
 
 def row_key(flow_id: str) -> str:

@@ -81,7 +81,7 @@ class Records:
         self._backend = backend
         self._lists = settings.listing
         self._starts = PerProcess(lambda: Starts(self._write_starts))
-        self.flows_due: deque[str] = deque()  # the ids of flows that this process has to look after
+        self.flows_due: deque[str] = deque()  # entries of flows that this process looks after
 
     def create(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
         """Make the records of messages that are about to be sent, each with its delay in seconds.
