@@ -119,6 +119,9 @@ class Commit:
 Counted = Literal["done", "dead", "discarded", "cancelled"]
 """How a member of a group has ended, as it is counted."""
 
+COUNTED: Final[tuple[Counted, ...]] = ("done", "dead", "discarded", "cancelled")
+"""All of these, in the order of `Counts`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tally:
@@ -141,6 +144,11 @@ class Tally:
     text: str | None
     entry: Entry
     posts: Literal["last", "bad", "always"]
+
+    def is_posted(self, counts: Counts) -> bool:
+        """Return whether the entry is put in the outbox, by the counts that this member is among."""
+        is_bad = self.posts == "bad" and self.ended != "done"
+        return self.posts == "always" or is_bad or counts.ended >= self.total
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,9 +321,7 @@ class Backend(ABC):
         """Return the counts of groups; all 0 of one that is not known. It costs the same for any number of members."""
 
     @abstractmethod
-    def members(
-        self, key: str, first: int, count: int, *, timeout_s: float
-    ) -> list[tuple[Counted, str | None] | None]:
+    def members(self, key: str, first: int, count: int, *, timeout_s: float) -> list[tuple[Counted, str | None] | None]:
         """Return how members from an index on have ended, and what is kept of that; None of one that has not."""
 
     @abstractmethod

@@ -3,20 +3,48 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from heapq import nlargest, nsmallest
 from math import inf
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from taskbridge.locks import Lock
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import ABSENT, LISTED, Backend, Commit, Listed, Write, head_of
+from taskbridge.stores.backend import (
+    ABSENT,
+    COUNTED,
+    LISTED,
+    Backend,
+    Commit,
+    Counted,
+    Counts,
+    Entry,
+    Listed,
+    Tally,
+    Write,
+    head_of,
+)
 from taskbridge.stores.base import Store
 from taskbridge.stores.notifications import Watches
 
 _MOST_OLD: Final = 1000  # how many texts whose time is over stay, beside as many as there are others
 _NOTHING: Final = (None, inf)
+_LATE: Final = (inf, "")
+
+
+@dataclass(slots=True)
+class _Group:
+    """What is known of a group: how members ended, by their index, and what is kept of that."""
+
+    ended: dict[int, tuple[Counted, str | None]] = field(default_factory=dict[int, tuple[Counted, "str | None"]])
+    counts: Counter[str] = field(default_factory=Counter[str])
+    sent: int = 0
+
+    def told(self, *, is_new: bool = False) -> Counts:
+        return Counts(*(self.counts[each] for each in COUNTED), self.sent, is_new)
 
 
 class MemoryBackend(Backend):
@@ -27,7 +55,7 @@ class MemoryBackend(Backend):
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._lock = Lock()
-        self._kept: dict[str, tuple[str | None, float]] = {}
+        self._kept: dict[str, tuple[Any, float]] = {}  # texts, and groups by a line break and their key
         self._most = _MOST_OLD
         self._cancelled: list[tuple[str, float]] = []
         self._cancelled_before = 0
@@ -61,10 +89,12 @@ class MemoryBackend(Backend):
                 if done[-1]:
                     for write in commit.writes:
                         self._write(write)
+                    for key, index in commit.uncounts:
+                        group = self._group(key)
+                        if index in group.ended:
+                            group.counts[group.ended.pop(index)[0]] -= 1
                     for entry in commit.entries:
-                        text = entry.text or self._outbox.get(entry.id, (0.0, ""))[1]
-                        if text:
-                            self._outbox[entry.id] = self._now() + entry.in_s, text
+                        self._post(entry)
         for commit, is_done in zip(commits, done, strict=True):
             for write in commit.writes if is_done else ():
                 if write.tells:
@@ -82,6 +112,11 @@ class MemoryBackend(Backend):
         with self._lock:
             for key in ids:
                 self._outbox.pop(key, None)
+
+    def _post(self, entry: Entry) -> None:
+        text = entry.text or self._outbox.get(entry.id, (0.0, ""))[1]
+        if text:
+            self._outbox[entry.id] = self._now() + entry.in_s, text
 
     def _fits(self, write: Write) -> bool:
         found = self._find(write.key)
@@ -150,6 +185,51 @@ class MemoryBackend(Backend):
         found = [choose((at, key) for of, at, key in known if of == name and (at, key) < before) for name in names]
         return [[(key, at) for at, key in each] for each in found]
 
+    def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> Counts | None:
+        with self._lock:
+            if not self._write(write):
+                return None
+            group, entry = self._made(tally.key), tally.entry
+            if is_new := tally.index not in group.ended:
+                group.ended[tally.index] = tally.ended, tally.text
+                group.counts[tally.ended] += 1
+            counts = group.told(is_new=is_new)
+            if tally.is_posted(counts) and self._outbox.get(entry.id, _LATE)[0] > self._now() + entry.in_s:
+                self._post(entry)
+        if write.tells:
+            self._watches.wake(write.key)
+        return counts
+
+    def counts_of(self, keys: Sequence[str], *, timeout_s: float) -> list[Counts]:
+        with self._lock:
+            return [self._group(key).told() for key in keys]
+
+    def members(self, key: str, first: int, count: int, *, timeout_s: float) -> list[tuple[Counted, str | None] | None]:
+        with self._lock:
+            ended = self._group(key).ended
+            return [ended.get(index) for index in range(first, first + count)]
+
+    def first_open(self, key: str, total: int, *, timeout_s: float) -> int | None:
+        with self._lock:
+            ended = self._group(key).ended
+            return next((index for index in range(total) if index not in ended), None)
+
+    def note_sent(self, key: str, sent: int, *, timeout_s: float) -> None:
+        with self._lock:
+            group = self._made(key)
+            group.sent = max(group.sent, sent)
+
+    def end_groups(self, keys: Sequence[str], *, kept_s: float | None, timeout_s: float) -> None:
+        with self._lock:
+            for key in keys:
+                if kept_s is not None or self._find(f"\n{key}") is not None:
+                    self._put(f"\n{key}", self._group(key), kept_s)
+
+    def count_listed(self, names: Sequence[str], *, timeout_s: float) -> list[int]:
+        with self._lock:
+            counts = Counter(each.state for each in self._listed.values())
+        return [counts[name] for name in names]
+
     def ping(self, *, timeout_s: float) -> None:
         """Return: it answers."""
 
@@ -159,11 +239,20 @@ class MemoryBackend(Backend):
     def _until(self, kept_s: float | None) -> float:
         return inf if kept_s is None else self._now() + kept_s
 
-    def _find(self, key: str) -> str | None:
+    def _group(self, key: str) -> _Group:
+        return self._find(f"\n{key}") or _Group()
+
+    def _made(self, key: str) -> _Group:
+        group: _Group | None = self._find(f"\n{key}")
+        if group is None:
+            self._put(f"\n{key}", group := _Group(), None)
+        return group
+
+    def _find(self, key: str) -> Any:
         text, until = self._kept.get(key, _NOTHING)
         return text if until > self._now() else None
 
-    def _put(self, key: str, text: str, kept_s: float | None) -> None:
+    def _put(self, key: str, text: str | _Group, kept_s: float | None) -> None:
         self._kept[key] = text, self._until(kept_s)
         if len(self._kept) > self._most:  # by then as many were added as are looked at
             now = self._now()

@@ -16,6 +16,9 @@
 | `{ns}:unique:{task}:{hash}` | string | which message holds a unique key |
 | `{ns}:outbox` | sorted set | the id of each entry of the outbox, by the millisecond at which it is due |
 | `{ns}:outbox:entries` | hash | the text of each |
+| `{ns}:flow:{id}:group:{stage}` | hash | how many members of a group have ended (`done`, `dead`, `discarded`, `cancelled`), up to which they were sent (`sent`), and the millisecond at which all this is forgotten (`until`) |
+| `{ns}:flow:{id}:group:{stage}:ended`, `:bad` | bitmap | which members have ended, and which of them badly |
+| `{ns}:flow:{id}:group:{stage}:{page}` | hash | what is kept of the ends of a hundred members, by their index |
 | `{ns}:vitals`, `{ns}:vitals:past`, `{ns}:vital:{process}` | string | what worker processes tell of themselves |
 | `{ns}:listing:state:{state}` | sorted set | with `listing`: the ids of messages, by when they came to it, or are due |
 | `{ns}:listing:queue:{queue}` | sorted set | the same of those that wait in a queue |
@@ -27,7 +30,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import groupby
+from itertools import chain, groupby, repeat
 from random import randrange
 from time import monotonic
 from typing import Any, Final, Literal
@@ -40,7 +43,19 @@ from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
 from taskbridge.message import is_id
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import ABSENT, LISTED, Backend, Commit, Listed, PartlyCommitted, Write
+from taskbridge.stores.backend import (
+    ABSENT,
+    COUNTED,
+    LISTED,
+    Backend,
+    Commit,
+    Counted,
+    Counts,
+    Listed,
+    PartlyCommitted,
+    Tally,
+    Write,
+)
 from taskbridge.stores.base import Store
 from taskbridge.stores.redis.fire_and_forget import FireAndForget
 from taskbridge.stores.redis.notifications import RedisNotifications
@@ -50,7 +65,11 @@ _log = logger("taskbridge.store")
 _SWAP: Final = Script(__file__, "write", "swap")
 _MAKE: Final = Script(__file__, "make")
 _MAKE_MANY: Final = Script(__file__, "make_many")
-_COMMIT: Final = Script(__file__, "write", "commit")
+_COMMIT: Final = Script(__file__, "write", "group", "commit")
+_TALLY: Final = Script(__file__, "write", "group", "tally")
+_NOTE_SENT: Final = Script(__file__, "group", "note_sent")
+_END_GROUPS: Final = Script(__file__, "group", "end_groups")
+_TRY: Final = Script(__file__, "try")
 _SINCE: Final = Script(__file__, "since")
 _LOOK: Final = Script(broker_keys.__file__, "look")
 
@@ -258,6 +277,48 @@ class RedisBackend(Backend):
             first, count = first + count, 2 * count
         return [[*each.items()][:most] for each in found.values()]
 
+    def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> Counts | None:
+        keys = self._prefix + write.key, self._channels + write.key, self._cancelled, f"{self._cancelled}:until"
+        entry = tally.entry.id, round(tally.entry.in_s * 1000), tally.entry.text or "", tally.posts
+        member = tally.total, tally.index, tally.ended, *(() if tally.text is None else (tally.text,))
+        call = _TALLY([*keys, *self._outbox, self._prefix + tally.key], *_words(write), *entry, *member)
+        [reply] = self._ask(timeout_s, [call], replicas=self._replicas)
+        return None if reply is None else Counts(*reply[1:], is_new=reply[0] == 1)
+
+    def counts_of(self, keys: Sequence[str], *, timeout_s: float) -> list[Counts]:
+        words = "HMGET", *COUNTED, "sent"
+        found = self._ask(timeout_s, *([_TRY([self._prefix + key], *words)] for key in keys))
+        return [Counts(*(int(each) if each and each.isdigit() else 0 for each in reply or ())) for reply in found]
+
+    def members(self, key: str, first: int, count: int, *, timeout_s: float) -> list[tuple[Counted, str | None] | None]:
+        key, end = self._prefix + key, first + count
+        bitmaps = [_TRY([f"{key}:{name}"], "GETRANGE", first // 8, end // 8) for name in ("ended", "bad")]
+        pages = [range(max(first, page), min(end, page + 100)) for page in range(first - first % 100, end, 100)]
+        texts = [_TRY([f"{key}:{page[0] // 100}"], "HMGET", *page) for page in pages]
+        [(ended, bad, *found)] = self._ask(timeout_s, [*bitmaps, *texts])
+        members: list[tuple[Counted, str | None] | None] = []
+        kept = chain.from_iterable(each or repeat(None, len(page)) for each, page in zip(found, pages, strict=True))
+        bits = (_bits(each, first % 8, count) for each in (ended, bad))
+        for is_ended, is_bad, raw in zip(*bits, kept, strict=True):
+            text = None if raw is None else raw.decode(errors=_ODD_BYTES)
+            members.append(_member(text, is_bad=is_bad == "1") if is_ended == "1" else None)
+        return members
+
+    def first_open(self, key: str, total: int, *, timeout_s: float) -> int | None:
+        [found] = self._ask(timeout_s, [_TRY([f"{self._prefix}{key}:ended"], "BITPOS", 0)])
+        return (found or 0) if (found or 0) < total else None
+
+    def note_sent(self, key: str, sent: int, *, timeout_s: float) -> None:
+        self._ask(timeout_s, [_NOTE_SENT([self._prefix + key], sent)])
+
+    def end_groups(self, keys: Sequence[str], *, kept_s: float | None, timeout_s: float) -> None:
+        if keys:
+            self._ask(timeout_s, [_END_GROUPS([self._prefix + key for key in keys], _milliseconds(kept_s))])
+
+    def count_listed(self, names: Sequence[str], *, timeout_s: float) -> list[int]:
+        asked = ([_TRY([f"{self._lists}state:{name}"], "ZCARD")] for name in names)
+        return [each or 0 for each in self._ask(timeout_s, *asked)]
+
     def ping(self, *, timeout_s: float) -> None:
         self._ask(timeout_s, [("PING",)])
 
@@ -323,7 +384,20 @@ def _shape(commit: Commit) -> list[Any] | None:
         if command[0] not in _PUSHES:
             return None
         shape += command[0], command[1], len(command) - 2
-    return None if commit.entries or not commit.writes else shape
+    return None if commit.entries or commit.uncounts or not commit.writes else shape
+
+
+def _bits(raw: bytes | None, skipped: int, count: int) -> str:
+    """Return bits of a bitmap, as digits; what is beyond its end is 0."""
+    return "".join(f"{each:08b}" for each in raw or b"")[skipped : skipped + count].ljust(count, "0")
+
+
+def _member(text: str | None, *, is_bad: bool) -> tuple[Counted, str | None]:
+    """Return how a member has ended, and what is kept of that; see `lua/group.lua`."""
+    if not is_bad:
+        return "done", text
+    how, mark, rest = (text or "").partition("\n")
+    return next((each for each in COUNTED if each == how), "dead"), rest if mark else None
 
 
 def _words_of(commit: Commit) -> list[Word]:
@@ -334,6 +408,9 @@ def _words_of(commit: Commit) -> list[Word]:
     words.append(len(commit.entries))
     for entry in commit.entries:
         words += entry.id, round(entry.in_s * 1000), entry.text or ""
+    words.append(len(commit.uncounts))
+    for member in commit.uncounts:
+        words += member
     for command in commit.commands:
         words += len(command), *command
     return words

@@ -1,5 +1,15 @@
 """The checks, by subject."""
 
-from taskbridge.contract.stores.checks import cancelling, commits, listing, marks, outages, records, ticks, waiting
+from taskbridge.contract.stores.checks import (
+    cancelling,
+    commits,
+    groups,
+    listing,
+    marks,
+    outages,
+    records,
+    ticks,
+    waiting,
+)
 
-__all__ = ["cancelling", "commits", "listing", "marks", "outages", "records", "ticks", "waiting"]
+__all__ = ["cancelling", "commits", "groups", "listing", "marks", "outages", "records", "ticks", "waiting"]
