@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from taskbridge.engines.cancellations import Cancellations
     from taskbridge.engines.settle import BoundTask
     from taskbridge.flows.handle import FlowHandle
+    from taskbridge.flows.running import Flows
     from taskbridge.health import Health
     from taskbridge.operations import Operations
     from taskbridge.outbox import Relay
@@ -192,6 +193,13 @@ class Bridge(Parts):
         from taskbridge.results import MessageResults
 
         return self._part("results", lambda: MessageResults(self))
+
+    @property
+    def flows(self) -> Flows:
+        """What sends flows and goes on with them, and tells of them; for their handles, workers and operators."""
+        from taskbridge.flows.running import Flows
+
+        return self._part("flows", lambda: Flows(self, self._sending))
 
     @property
     def operations(self) -> Operations:

@@ -46,11 +46,13 @@ _MOST_ALIKE: Final = 100
 
 TAG = "$"
 
-_TYPED: Final = '{"$":"typed"', '{"$":"results"'
-"""What is in the JSON of values if one of them is read as `Typed`, and in no other."""
+TYPED: Final = '{"$":"typed"'
+"""What is in the JSON of values if one of them is `Typed`, and in no other."""
 
-RESULTS: Final = "taskbridge.Results"
-"""The type of the `Typed` as which the results of a group are read."""
+RESULTS: Final = '{"$":"results"'
+"""What is in the JSON of values if one of them is the results of a group, and in no other: it is read as `Typed`."""
+
+RESULTS_TYPE: Final = "taskbridge.Results"
 
 # kombu's JSON decoder turns {"__type__": ..., "__value__": ...} into an object (kombu/utils/json.py, object_hook).
 _KOMBU_KEY = "__type__"
@@ -74,11 +76,6 @@ class Typed:
 
     def __repr__(self) -> str:
         return f"{self.type}({self.value!r})"
-
-
-def holds_typed(text: str) -> bool:
-    """Return whether one of the values of JSON is read as `Typed`."""
-    return any(mark in text for mark in _TYPED)
 
 
 def _made_in_c(encoder: json.JSONEncoder) -> Callable[[object], str]:
@@ -343,6 +340,8 @@ def _plain(value: Any, left: int) -> Any:
         return {TAG: "typed", "type": value.type, "v": _plain(value.value, one_less(left))}
     if kind.__name__ == "Results" and kind.__module__ == "taskbridge.flows.results":  # few processes import it
         return {TAG: "results", "v": list(value.parts)}
+    if kind.__name__ == "FlowEnd" and kind.__module__ == "taskbridge.flows.states":
+        return {TAG: "flow end", "v": vars(value)}
     if kind.__module__ == "uuid" and kind.__name__ == "UUID":  # not imported for this, which takes 2 ms
         return {TAG: "UUID", "v": value.hex}
     if (plain := plain_copy(value)) is not value:
@@ -472,6 +471,13 @@ _TAGS: Final[Mapping[type, tuple[Callable[[Any], dict[str, Any]], _Decoder]]] = 
 }
 """By type, whose name is the tag: what makes a value plain, beside the tag, and what makes a value of that again."""
 
+
+def _flow_end(fields: Any) -> Any:
+    from taskbridge.flows.states import FlowEnd  # here, for few tasks get one
+
+    return FlowEnd(**{name: str(value) for name, value in fields.items() if name in FlowEnd.__dataclass_fields__})
+
+
 _DECODERS: Final[Mapping[str, _Decoder]] = {
     **{kind.__name__: make for kind, (_, make) in _TAGS.items()},
     "float": lambda plain, _: float(plain["v"]),
@@ -481,6 +487,7 @@ _DECODERS: Final[Mapping[str, _Decoder]] = {
     "frozenset": lambda plain, left: frozenset(unlike(_items_of(plain["v"], left))),
     "dict": lambda plain, left: _dict_of(plain["v"], one_less(left)),
     "typed": lambda plain, left: _typed_of(plain["type"], _valued(plain["v"], one_less(left))),
-    "results": lambda plain, left: Typed(RESULTS, _valued(plain["v"], one_less(left))),
+    "flow end": lambda plain, left: _flow_end(_valued(plain["v"], one_less(left))),
+    "results": lambda plain, left: Typed(RESULTS_TYPE, _valued(plain["v"], one_less(left))),
 }
 """By tag."""

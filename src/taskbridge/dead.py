@@ -258,6 +258,7 @@ class DeadLetters:
         delays: dict[str, float] = {}  # from now on
         again: dict[str, Message] = {}
         unique: dict[str, Message] = {}
+        steps: dict[str, Message] = {}
         unreadable: dict[str, None] = {}
 
         def decide(letter: DeadLetter) -> Taken | None:
@@ -270,6 +271,9 @@ class DeadLetters:
             wanted_s = 0.0 if per_second is None else len(delays) / per_second
             delay_s = delays.setdefault(letter.id, min(wanted_s, LONGEST_DELAY_S))
             message = replace(message, due_at=self._bridge.now() + delay_s)  # the stagger is no wait for a worker
+            if message.flow and self._bridge.store is not None:
+                steps[letter.id] = message
+                return None
             if message.unique and self._bridge.store is not None:
                 unique[letter.id] = message
                 return None
@@ -279,6 +283,8 @@ class DeadLetters:
         ids = self._take(decide, wanted, progress)
         self._record([self._delayed(again[each], delays[each]) for each in ids])
         ids += (released := self._replay_unique([self._delayed(unique[each], delays[each]) for each in unique]))
+        if steps:
+            ids += self._bridge.flows.replay([self._delayed(steps[each], delays[each]) for each in steps])
         if ids:
             _log.info("replayed %d dead letters", len(ids))
             self._bridge.work_is_there()

@@ -143,7 +143,7 @@ class Forms:
 
     def _made_of(self, typed: Typed, path: str) -> Any:
         form, parts = self.by_name.get(typed.type), typed.value
-        if form is None and typed.type == codec.RESULTS:
+        if form is None and typed.type == codec.RESULTS_TYPE:
             from taskbridge.flows.results import made  # here, for few tasks get some
 
             return made(parts)

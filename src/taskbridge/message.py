@@ -362,7 +362,9 @@ def _is_text(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and (value.isascii() or _HALF.search(value) is None)
 
 
-_PLACE: Final = re.compile("[^\\t]{1,255}\\t([0-9]{1,9}(/[0-9]{1,9})?|failure|end)\\t[0-9]{1,9}\\t[0-9]{1,9}\\t[a-z]{0,5}")
+_PLACE: Final = re.compile(
+    "[^\\t]{1,255}\\t([0-9]{1,9}(/[0-9]{1,9})?|failure|end)\\t[0-9]{1,9}\\t[0-9]{1,9}\\t[a-z]{0,5}"
+)
 
 
 def is_place(value: object) -> TypeGuard[str]:

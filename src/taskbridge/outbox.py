@@ -23,7 +23,7 @@ from taskbridge.brokers.base import Buried, Taken, hand_over, unpublished
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NewerFormError, PartlyPublished
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message
-from taskbridge.stores.entries import Held, loads_held
+from taskbridge.stores.entries import OF_FLOWS, Held, loads_held
 from taskbridge.transactions import OUTBOX
 
 if TYPE_CHECKING:
@@ -206,12 +206,17 @@ class Relay(Background):
         outbox = self._outbox
         if outbox is None:
             return 0
-        read = self._due(outbox, is_store=True)
-        self._has_found = bool(read)
+        found = outbox.due_entries(most=_TOGETHER, lease_s=_LEASE_S, timeout_s=self._timeout_s)
+        flows = [key for key, _ in found if key.startswith(OF_FLOWS)]
+        for key in flows:
+            self._host.flows.advance(key, resumes=True)
+        texts = [each for each in found if not each[0].startswith(OF_FLOWS)]
+        read = {key: self._read(outbox, key, text, is_store=True) for key, text in texts}
+        self._has_found = bool(found)
         ready = [each for each in read.values() if each is not None and self._is_ready(outbox, each)]
         self.publish(ready, timeout_s=self._timeout_s)
         self._hand_on(outbox, read)
-        return len(read)
+        return len(found)
 
     def _step_application(self) -> int:
         self._is_busy = False
@@ -220,7 +225,8 @@ class Relay(Background):
             return 0
         read: Mapping[str, Held | None] = {}
         try:
-            read = self._due(application, is_store=False)
+            found = application.due_entries(most=_TOGETHER, lease_s=_LEASE_S, timeout_s=self._timeout_s)
+            read = {key: self._read(application, key, text, is_store=False) for key, text in found}
             known = [(key, each) for key, each in read.items() if each is not None]
             for is_claimed in (False, True):
                 part = [(key, each) for key, each in known if each.message.is_claimed is is_claimed]
@@ -234,10 +240,6 @@ class Relay(Background):
                 self._next_look = monotonic() + _SELDOM_S
                 application.leave()
         return len(read)
-
-    def _due(self, outbox: Outbox, *, is_store: bool) -> Mapping[str, Held | None]:
-        found = outbox.due_entries(most=_TOGETHER, lease_s=_LEASE_S, timeout_s=self._timeout_s)
-        return {key: self._read(outbox, key, text, is_store=is_store) for key, text in found}
 
     def _hand_on(self, outbox: Outbox, read: Mapping[str, Held | None]) -> None:
         """Leave to other workers what can't be published here, unless there may be more behind it."""

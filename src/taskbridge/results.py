@@ -63,7 +63,7 @@ class MessageResults:
 
     def result(self, id: str, *, task: str = "", timeout: Duration | None = None) -> Any:
         """Wait for a message's end, and return what its task returned; see `Handle.result`."""
-        deadline = _deadline(timeout)
+        deadline = deadline_of(timeout)
         records = self._bridge.recording(task, "RS1")
         record = self._driven(records, id)
         if record.state in FINAL:
@@ -83,7 +83,7 @@ class MessageResults:
         """Do as `result` without blocking the event loop, and without holding a thread while it waits."""
         import asyncio  # here, for a program that doesn't await need not import it (30 ms)
 
-        deadline = _deadline(timeout)
+        deadline = deadline_of(timeout)
         records = await self.aside(lambda: self._bridge.recording(task, "RS1"))  # the first time, that imports a client
         # On inline this may run tasks, which may take any time, or be inside one: it needs a thread of its own.
         ask = asyncio.to_thread if self._bridge.settings.url.engine == "inline" else self.aside
@@ -178,6 +178,10 @@ class MessageResults:
         records, now = self._bridge.recording(task, "CA1"), self._bridge.now()
         timeout_s = self._bridge.settings.send_timeout_s
         record = _found(id, lambda: records.cancel(id, at=now, interrupt=interrupt, timeout_s=timeout_s))
+        if records.flows_due:
+            self._bridge.flows.advance_due()
+        if record.became and not record.is_final:
+            self._bridge.flows.cancel(record.became)
         if record.state == "cancelled" or record.cancel_asked:
             self._bridge.cancellations.add(life_of(record), interrupt=interrupt)
         return shown(record, self._bridge.now())
@@ -217,7 +221,7 @@ def outcome_of(record: Status, declaration: Declaration | None) -> Any:
         case "done" if record.reason:
             raise exceptions.ResultNotEncodable(id=record.id, task=record.task, problem=record.reason)
         case "done":
-            return None if record.result_json is None else _value_of(record, record.result_json, declaration)
+            return None if record.result_json is None else value_of(record.task, record.result_json, declaration)
         case "cancelled":
             raise exceptions.TaskCancelled(id=record.id, task=record.task)
         case "discarded":
@@ -241,15 +245,16 @@ def shown(record: Status, now: float) -> Status:
     return record
 
 
-def _value_of(record: Status, text: str, declaration: Declaration | None) -> Any:
+def value_of(task: str, text: str, declaration: Declaration | None) -> Any:
+    """Return what a task returned, of JSON; raise `DecodeError` if the classes are not known of which it is."""
     value = codec.loads(text)
-    if not codec.holds_typed(text):
+    if codec.TYPED not in text and codec.RESULTS not in text:
         return value
     from taskbridge.hints import NO_HINTS  # here, for few results are of a class
 
     if declaration is None:
         remedy = "import the module that declares it, whose type hints say how to make it"
-        problem = f"the result of task {record.task!r} is of a class, and the task is not known here"
+        problem = f"the result of task {task!r} is of a class, and the task is not known here"
         raise exceptions.DecodeError(f"{problem}: {remedy}")
     try:
         return (declaration.hints or NO_HINTS).result.received(value, "result")
@@ -257,7 +262,7 @@ def _value_of(record: Status, text: str, declaration: Declaration | None) -> Any
         raise exceptions.DecodeError(str(exc)) from exc
 
 
-def _deadline(timeout: Duration | None) -> float:
+def deadline_of(timeout: Duration | None) -> float:
     """Return until when to wait, by the monotonic clock; raise `ResultInTask` if a task asks, and would wait."""
     wait_s = inf if timeout is None else seconds(timeout, name="timeout")
     if wait_s > 0 and (task := running.get()) is not None:

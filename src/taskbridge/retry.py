@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from taskbridge import failures
 from taskbridge.durations import Duration, seconds
@@ -43,6 +43,13 @@ class Discard(Exception):
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Become:
+    """What a task returns, by `become`, to say that it ends as a flow does."""
+
+    flow: Any
 
 
 @dataclass(frozen=True, kw_only=True, init=False, slots=True)

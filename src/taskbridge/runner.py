@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, Final
 from taskbridge import codec, failures, locks, surroundings
 from taskbridge.context import running
 from taskbridge.declaration import Declaration
-from taskbridge.exceptions import Cancelled, DecodeError, WorkerLost
+from taskbridge.exceptions import Cancelled, DecodeError, EncodeError, UnsupportedError, WorkerLost
 from taskbridge.hooks import Event, Hooks
 from taskbridge.message import Message
 from taskbridge.observing import Observer, tell
 from taskbridge.retry import (
+    Become,
     CancelledVerdict,
     Dead,
     Discarded,
@@ -117,11 +118,16 @@ class Runner:
                 raise TypeError(
                     f"task {declaration.name!r} returned a coroutine, which nobody awaits: make it async def"
                 )
+            if type(value) is Become and self.most_bytes is None:
+                raise UnsupportedError("W15", "this bridge", "become needs a store, and a task without results=False")
         except BaseException as exc:  # SystemExit and its like are the task's failures too (rule R2)
             return judge(self.policy, attempt=message.attempt, message_id=message.id, error=exc)
         finally:
             running.reset(token)
-        return self._done(value)
+        done = self._done(value)
+        if done.problem and message.flow and "r" in message.flow.rpartition("\t")[2]:  # what follows can't have it
+            return Dead("gave_up", EncodeError("result", done.problem))
+        return done
 
     def _call(self, declaration: Declaration, args: list[Any], kwargs: dict[str, Any]) -> Any:
         if declaration.time_limit_s is None:
@@ -141,7 +147,7 @@ class Runner:
 
     def _done(self, value: object) -> Done:
         """Return that the task returned, whether its result can be recorded or not (rule RS3)."""
-        if self.most_bytes is None or value is None:
+        if self.most_bytes is None or value is None or type(value) is Become:
             return Done(value, None if self.most_bytes is None else "null")
         try:
             hints = None if self.declaration is None else self.declaration.hints

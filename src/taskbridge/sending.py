@@ -195,9 +195,9 @@ class Sending:
 
     async def asend_call(self, call: Call[R], *, when: When | None) -> Handle[R]:
         """Do as `send_call` without blocking the event loop."""
-        return await self._aside(lambda: self.send_call(call, when=when), call.options.commit)
+        return await self.aside(lambda: self.send_call(call, when=when), call.options.commit)
 
-    async def _aside(self, act: Callable[[], T], commit: Committing) -> T:
+    async def aside(self, act: Callable[[], T], commit: Committing = ...) -> T:
         """Do what sends in a thread: in that of the caller's transactions, if it may wait for one."""
         commit = self._bridge.settings.commit if commit is ... else commit
         sends = self._bridge.transactions if commit is None or isinstance(commit, tuple) else commit.sends
@@ -277,6 +277,36 @@ class Sending:
         if way.runs_here or self._hooks.of["after_send"]:
             self._sent([(way, message, call, wait_s)])
         return self._handle(message)
+
+    def wait_s(self, when: When) -> float:
+        """Return in how many seconds a time is; raise `ValueError` if it is none for a delay."""
+        return _wait_s(when, self._now)
+
+    def holds(self, act: Callable[[], object]) -> bool:
+        """Have something done when the open transactions are committed for which sends wait; False if none is open.
+
+        Raises `UnsupportedError` if sends are to go into the application's outbox.
+        """
+        names, sends = self._bridge.settings.commit, self._bridge.transactions
+        if names is None:
+            return False
+        if names == ("outbox",):
+            remedy = "a flow is no part of an application's outbox: send it when the transaction is committed"
+            raise UnsupportedError(
+                "OB1", self._bridge.settings.url.target, f"{remedy} (transaction.on_commit(flow.send))"
+            )
+        databases = [] if sends is None else [*sends.open_on(names)]
+        left = len(databases)
+
+        def committed(_: object) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                act()
+
+        for database in databases:
+            cast("Sends", sends).hold(database, [act], committed)
+        return bool(databases)
 
     # What waits for a transaction, or is put into the application's outbox
 
@@ -493,7 +523,7 @@ class Sending:
     async def asend_many(self, calls: Iterable[Call[R]], *, commit: Committing = ...) -> list[Handle[R]]:
         """Do as `send_many` without blocking the event loop."""
         # Any of the calls may wait for a transaction: they are drawn in the thread, for that may take long.
-        return await self._aside(lambda: self.send_many(calls, commit=commit), ())
+        return await self.aside(lambda: self.send_many(calls, commit=commit), ())
 
     def _give(self, drawn: Sequence[_Made], *, is_late: bool = False) -> list[Status | None]:
         if drawn and self._observers and self._diverted is None:

@@ -12,7 +12,7 @@ from taskbridge import codec
 from taskbridge.declaration import Declaration
 from taskbridge.durations import Duration, When, positive, timestamp
 from taskbridge.handle import Handle
-from taskbridge.message import LONGEST_ID, TYPED_FORM, Priority, checked_priority, is_id
+from taskbridge.message import FLOW_FORM, LONGEST_ID, TYPED_FORM, Priority, checked_priority, is_id
 from taskbridge.routing import check_queue_name
 
 if TYPE_CHECKING:
@@ -122,12 +122,14 @@ class Call(Generic[R_co]):
 
     def encoded(self) -> tuple[str, str, int]:
         """Return `Message.args_json`, `kwargs_json` and `form`, which they need; raises `EncodeError`."""
-        args, kwargs, hints = self.args, self.kwargs, self.declaration.hints
-        if hints is None:
-            return codec.dumps_array(args, "args"), codec.dumps_object(kwargs, "kwargs") if kwargs else "{}", 1
-        positional, named = hints.lowered(args, kwargs)
-        texts = codec.dumps_array(positional, "args"), codec.dumps_object(named, "kwargs")
-        return *texts, TYPED_FORM if any(map(codec.holds_typed, texts)) else 1
+        hints = self.declaration.hints
+        args, kwargs = (self.args, self.kwargs) if hints is None else hints.lowered(self.args, self.kwargs)
+        args_json = codec.dumps_array(args, "args")
+        kwargs_json = codec.dumps_object(kwargs, "kwargs") if kwargs else "{}"
+        if codec.RESULTS in args_json or codec.RESULTS in kwargs_json:
+            return args_json, kwargs_json, FLOW_FORM
+        has_typed = hints is not None and (codec.TYPED in args_json or codec.TYPED in kwargs_json)
+        return args_json, kwargs_json, TYPED_FORM if has_typed else 1
 
 
 def checked_when(when: When | None) -> When:

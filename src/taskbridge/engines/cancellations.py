@@ -72,13 +72,18 @@ class Cancellations(Background):
             self.start()
             if monotonic() - self._known_at > _OLD_S:
                 self._ask(self._timeout_s if timeout_s is None else timeout_s)
-        return message.life in self._lives
+        return self._is_over(message)
+
+    def _is_over(self, message: Message) -> bool:
+        """Return whether a message was cancelled, or the flow of which it is a step is over."""
+        lives = self._lives
+        return message.life in lives or (message.flow != "" and _life_of_its_flow(message) in lives)
 
     def knows(self, message: Message) -> bool:
         """Return whether a message that runs was cancelled, as far as is known; waits for nothing."""
         if self._is_shared:
             self.start()
-        return message.life in self._lives
+        return self._is_over(message)
 
     def close(self) -> None:
         """End the thread."""
@@ -137,6 +142,12 @@ class Cancellations(Background):
         if self._learn(kept, timeout_s):
             self._lives -= before - kept  # in place: others may add some meanwhile
             self._enough = _MOST_FORGOTTEN + 2 * len(kept)
+
+
+def _life_of_its_flow(message: Message) -> str:
+    from taskbridge.flows.plan import step_life  # here, for few messages are in a flow
+
+    return step_life(message.flow)
 
 
 def _is_shared(settings: Settings) -> bool:

@@ -37,6 +37,7 @@ from taskbridge.observing import tell
 from taskbridge.pauses import Pauses
 from taskbridge.probe import ANSWER_LIFE_S, PROBE, answer_sign
 from taskbridge.retry import (
+    Become,
     CancelledVerdict,
     Dead,
     Discarded,
@@ -46,6 +47,7 @@ from taskbridge.retry import (
     Interrupted,
     RunAgain,
     Verdict,
+    judge,
 )
 from taskbridge.runner import Runner, longest_s
 from taskbridge.settings import Settings
@@ -57,6 +59,7 @@ from taskbridge.vitals import Ended
 
 if TYPE_CHECKING:
     from taskbridge.dead import DeadLetters
+    from taskbridge.flows.running import Flows
 
 T = TypeVar("T")
 HolderT = TypeVar("HolderT")
@@ -133,6 +136,7 @@ class BoundTask(Runner):
         pauses: What is known to be paused; None without a store.
         stopping: Set once this process's worker stops.
         dead: The dead letters, which say what may be shown of an error.
+        flows: Returns what goes on with flows; few processes need it.
         ended: Where verdicts are noted that were carried out.
     """
 
@@ -144,6 +148,7 @@ class BoundTask(Runner):
     pauses: Pauses | None
     stopping: threading.Event
     dead: DeadLetters
+    flows: Callable[[], Flows]
     ended: Sequence[deque[Ended]] = ()
 
 
@@ -176,7 +181,16 @@ def bind(host: Host, task: str) -> BoundTask:
         pauses=host.pauses,
         stopping=host.stopping,
         dead=host.dead,
+        flows=lambda: host.flows,
+        members=_members(host),
     )
+
+
+def _members(host: Host) -> Callable[[str, int, int, int], Sequence[Any]]:
+    def members(flow: str, stage: int, first: int, count: int) -> Sequence[Any]:
+        return host.flows.members(flow, stage, first, count)  # which few processes import
+
+    return members
 
 
 def _never(_: Message) -> bool:
@@ -245,6 +259,8 @@ def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | 
         if message.unique:
             return _begin_in_order(task, records, message)
         records.started(message, worker=this_process(), at=task.now())
+        if message.flow and "g" in message.flow.rpartition("\t")[2]:
+            return _persist(task, task.flows().filled, message)
     return None
 
 
@@ -354,7 +370,8 @@ def _is_recorded(task: BoundTask, message: Message) -> bool:
     if records is None:
         return False
     record = _persist(task, records.get, message.id)
-    return record is not None and record.replays == message.replays and record.state in ("done", "dead", "discarded")
+    is_over = record is not None and (record.state in ("done", "dead", "discarded") or record.became != "")
+    return record is not None and is_over and record.replays == message.replays
 
 
 def _counted(task: BoundTask, message: Message) -> Verdict:
@@ -388,6 +405,13 @@ def _ended(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
         if state == "cancelled":  # so lately that it was not known yet
             verdict = CancelledVerdict(error=verdict.error if isinstance(verdict, RunAgain) else None)
         settle(task, message, verdict)
+    elif isinstance(verdict, Done) and type(verdict.value) is Become:
+        try:
+            _persist(task, task.flows().become, message, verdict.value.flow)
+        except NotSettledError:
+            raise
+        except Exception as exc:  # a flow that can't be sent is the task's failure
+            return _ended(task, message, judge(task.policy, attempt=message.attempt, message_id=message.id, error=exc))
     elif isinstance(verdict, Dead) and verdict.error is not None:
         with failures.printed_once(verdict.error):
             settle(task, message, verdict)
@@ -397,6 +421,8 @@ def _ended(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
         _record(task, message, verdict)
     if marks is not None and not isinstance(verdict, GivenBack):
         marks.ended(message, is_recorded=task.records is not None)
+    if task.records is not None and task.records.flows_due:
+        task.flows().advance_due()
     if task.observers:
         tell(task.observers, "settled", message, verdict)
     if task.ended:

@@ -1,4 +1,4 @@
-"""Flows: what follows a task (rules W). `building` makes them, `states` says what is known of them, `running` runs them.
+"""Flows: what follows a task (rules W).
 
-`plan` is the form in which a flow is stored.
+`building` makes them, `plan` is their form in the store, `running` runs them, and `states` is what is known of them.
 """

@@ -30,6 +30,7 @@ from taskbridge.flows.plan import LONGEST_FLOW_ID
 from taskbridge.flows.results import Results
 from taskbridge.flows.states import FlowEnd, OnError, Outcome
 from taskbridge.message import is_id
+from taskbridge.retry import Become
 from taskbridge.tasks import Call, Sendable, checked_when
 
 if TYPE_CHECKING:
@@ -243,13 +244,6 @@ def group(calls: Iterable[Call[Any]], *, at_once: int | None = None, on_error: O
     checked = [_step(call, sender) for call in drawn]
     members = tuple(checked) if isinstance(calls, Collection) else _Once(chain(checked, rest), sender)
     return Flow((Stage(None, members, at_once, on_error),), sender=sender)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Become:
-    """What a task returns to say that it ends as a flow does."""
-
-    flow: Flow[Any]
 
 
 def become(flow: Flow[R] | Call[R], /) -> R:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, cast
+from typing import Final, Literal, cast
 
 from taskbridge.flows.plan import BadEnd, entry_id, group_key, place_of
 from taskbridge.retry import ErrorInfo
@@ -17,13 +17,13 @@ LOOKED_AFTER_S: Final = 2.0
 def count(backend: Backend, write: Write, row: Row, due: deque[str], *, timeout_s: float) -> bool:
     """Do the write that makes a step's record final, and count the step; False if the write may not be done.
 
-    What is to follow is decided by `Flows.advance`: by whoever finds the entry's id in `due`, or after 2 s by any worker,
-    for the same act has put that in the outbox.
+    What is to follow is decided by `Flows.advance`: by whoever finds the entry's id in `due`; or after 2 s by any
+    worker, for the same act has put the entry in the outbox.
     """
     place, ended = place_of(row["flow"]), cast("Counted", row["state"])
-    what = place.key if place.index is None else str(place.stage)
+    what = place.key if place.member is None else str(place.stage)
     entry = Entry(entry_id(place.flow, what, place.life), "flow", LOOKED_AFTER_S)
-    if place.index is None:
+    if place.member is None:
         is_done = backend.commit([Commit([write], [entry])], timeout_s=timeout_s)[0]
         if is_done:
             due.append(entry.id)
@@ -33,8 +33,10 @@ def count(backend: Backend, write: Write, row: Row, due: deque[str], *, timeout_
         error = row.get("error")
         info = None if error is None else ErrorInfo(type=error[0], message=error[1])
         text = BadEnd(ended, row.get("reason", ""), info).dumps()
-    posts = "always" if "a" in place.flags else "bad" if "b" in place.flags else "last"
-    tally = Tally(group_key(place.flow, place.stage), place.total, place.index, ended, text, entry, posts)
+    posts: Literal["last", "bad", "always"] = (
+        "always" if "a" in place.flags else "bad" if "b" in place.flags else "last"
+    )
+    tally = Tally(group_key(place.flow, place.stage), place.total, place.member, ended, text, entry, posts)
     counts = backend.tally(write, tally, timeout_s=timeout_s)
     if counts is None:
         return False

@@ -20,22 +20,20 @@ from typing import Any, Final, Literal, NamedTuple, TypedDict, cast
 from typing_extensions import Required
 
 from taskbridge import codec
-from taskbridge.durations import Duration, moment, seconds, timestamp
+from taskbridge.durations import moment, seconds, timestamp
 from taskbridge.exceptions import DecodeError
 from taskbridge.flows.states import Bad, FlowEnd, FlowState, OnError
 from taskbridge.locks import no_fork
 from taskbridge.message import FLOW_FORM, LONGEST_ID, Message
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores.backend import Counted
+from taskbridge.stores.entries import OF_FLOWS
 from taskbridge.tasks import Call
 
 PAGE: Final = 100
 """How many calls are kept in one text; those of a group of at most as many are in its plan."""
 
 CALLBACKS: Final = ("failure", "end")
-_ENTRY: Final = "flow\t"
-"""What the ids of entries of the outbox begin with that have a flow looked after: no message's id has a tab."""
-
 LONGEST_FLOW_ID: Final = LONGEST_ID - 8  # it is listed as `flow:ID`, as messages are
 
 
@@ -63,7 +61,7 @@ class Place(NamedTuple):
         return int(self.key.partition("/")[0])
 
     @property
-    def index(self) -> int | None:
+    def member(self) -> int | None:
         """Which member of a group it is; None for a single step or a callback."""
         index = self.key.partition("/")[2]
         return int(index) if index else None
@@ -86,7 +84,7 @@ def place_of(text: str) -> Place:
 
 def life_of_flow(flow_id: str, life: int) -> str:
     """Return what is told in the list of cancellations if a flow is over: no life of a message has two tabs."""
-    return f"{_ENTRY}{flow_id}\t{life}"
+    return f"{OF_FLOWS}{flow_id}\t{life}"
 
 
 def step_life(flow: str) -> str:
@@ -97,12 +95,12 @@ def step_life(flow: str) -> str:
 
 def entry_id(flow_id: str, what: str, life: int) -> str:
     """Return the id of an entry of the outbox that has a flow looked after; each reason for that has its own."""
-    return f"{_ENTRY}{flow_id}\t{what}.{life}"
+    return f"{OF_FLOWS}{flow_id}\t{what}.{life}"
 
 
 def flow_of_entry(id: str) -> str | None:
     """Return the flow that an entry of the outbox is about; None if it is about a message."""
-    return id.split("\t")[1] if id.startswith(_ENTRY) else None
+    return id.split("\t")[1] if id.startswith(OF_FLOWS) else None
 
 
 def row_key(flow_id: str) -> str:
@@ -160,7 +158,8 @@ def spec_of(call: Call[Any], home: str, *, takes: bool = False) -> str:
     more |= {"headers": dict(options.headers) or None}
     if options.expires is not None:
         at = isinstance(options.expires, datetime)
-        value = timestamp(options.expires, name="expires") if at else seconds(cast("Duration", options.expires), name="")
+        its: Any = options.expires
+        value = timestamp(its, name="expires") if at else seconds(its, name="expires")
         more["expires_at" if at else "expires_s"] = value
     given = {name: value for name, value in more.items() if value is not None}
     if given:
@@ -320,7 +319,7 @@ def made(
             enqueued_at=now,
             expires_at=expires_at,
             headers=dict(cast("Mapping[str, Any]", spec.get("headers") or {})),
-            keeps_call=place.index is not None,
+            keeps_call=place.member is not None,
             flow=place.dumps(),
         )
     except (KeyError, TypeError, ValueError) as exc:

@@ -11,28 +11,37 @@ these messages are suspect from the first time that they are published (rule A7)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from taskbridge import codec
-from taskbridge.durations import When
+from taskbridge import codec, locks
+from taskbridge.context import running
+from taskbridge.durations import Duration, When, moment
 from taskbridge.exceptions import (
     BrokerUnavailable,
     DecodeError,
     IdempotencyConflict,
     MessageTooLarge,
     NoSuchRecord,
+    ResultTimeout,
     StoreUnavailable,
+    TaskCancelled,
+    TaskDiscarded,
+    TaskFailed,
     UnsupportedError,
 )
 from taskbridge.flows.counting import LOOKED_AFTER_S
 from taskbridge.flows.handle import FlowHandle
 from taskbridge.flows.plan import (
+    CALLBACKS,
     PAGE,
     FlowRow,
     Group,
@@ -58,11 +67,13 @@ from taskbridge.flows.plan import (
     step_id,
     unpacked,
 )
-from taskbridge.flows.states import FINAL, FlowState
+from taskbridge.flows.results import Results
+from taskbridge.flows.states import FINAL, FlowState, FlowStatus, Outcome
 from taskbridge.hooks import Event
 from taskbridge.logs import logger
-from taskbridge.message import LONGEST_ID, Message, new_id
+from taskbridge.message import Message, new_id
 from taskbridge.observing import sending
+from taskbridge.results import deadline_of, value_of
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores import records as stored
 from taskbridge.stores import states, transitions
@@ -70,7 +81,7 @@ from taskbridge.stores.backend import ABSENT, Commit, Entry, Listed, Write, head
 from taskbridge.stores.claims import OWN_S
 from taskbridge.stores.entries import Held, held
 from taskbridge.stores.records import Ending, head_of_row, key_of
-from taskbridge.stores.states import Status, status_of
+from taskbridge.stores.states import Attempt, Status, status_of
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
@@ -92,6 +103,9 @@ _SENDING_S: Final = 10.0  # for how long the sending of a group is left to who d
 _PLANNED_S: Final = 3600.0  # for how long a plan may be in the making
 _TRAVELS: Final = 65_536  # bytes: what is passed on in the next message; more is read as that starts
 _MOST_STAGES: Final = 100
+_STALLED_S: Final = 60.0  # how long nothing is heard of a step that is looked for
+_LOOK_AGAIN_S: Final = 2.0  # how often who waits for a flow looks, though nobody tells
+_STATES: Final[tuple[FlowState, ...]] = ("running", "done", "failed", "cancelled")
 
 
 class Flows:
@@ -211,9 +225,7 @@ class Flows:
                 raise MessageTooLarge(name, size, bridge.settings.max_message_bytes)
         return text
 
-    def _created(
-        self, flow_id: str, row: FlowRow, text: str, more: Sequence[Write], deadline: float
-    ) -> bool:
+    def _created(self, flow_id: str, row: FlowRow, text: str, more: Sequence[Write], deadline: float) -> bool:
         """Store a flow with its first step, and publish that; False if there is a flow of this id."""
         plan = plan_of(text)
         writes = [
@@ -304,7 +316,7 @@ class Flows:
         """Return the message of a callback, which is given how the flow ended."""
         end = end_of(flow_id, row)
         given = codec.dumps(end, "end")
-        return self._message(cast("Spec", plan[cast("Any", key)]), Place(flow_id, key, row.get("life", 0)), given)
+        return self._message(cast("Spec", cast("Any", plan)[key]), Place(flow_id, key, row.get("life", 0)), given)
 
     def _message(self, spec: Spec, place: Place, given: str | None) -> Message:
         bridge, now = self._bridge, self._bridge.now()
@@ -321,7 +333,11 @@ class Flows:
     def _give_members(self, flow_id: str, row: FlowRow, plan: Plan, upto: int, sent: int) -> None:
         """Publish members of the group at which a flow is, from the first one that may not be published yet."""
         stage, group = row["stage"], cast("Group", plan["stages"][row["stage"]])
-        key, backend, entry = group_key(flow_id, stage), self._backend, entry_id(flow_id, f"sent.{stage}", row.get("life", 0))
+        key, backend, entry = (
+            group_key(flow_id, stage),
+            self._backend,
+            entry_id(flow_id, f"sent.{stage}", row.get("life", 0)),
+        )
         ready_at = row["created_at"] + row.get("delay_s", 0.0) if stage == 0 else 0.0
         while sent < upto:
             specs = self._calls(flow_id, stage, group, sent, min(upto, sent + _BATCH))
@@ -330,7 +346,9 @@ class Flows:
             flags = ("r" if group["wants"] else "") + ("b" if group["on_error"] == "fail" else "")
             flags += "a" if group["at_once"] else ""
             messages = [
-                self._message(spec, Place(flow_id, f"{stage}/{sent + at}", row.get("life", 0), group["total"], flags), None)
+                self._message(
+                    spec, Place(flow_id, f"{stage}/{sent + at}", row.get("life", 0), group["total"], flags), None
+                )
                 for at, spec in enumerate(specs)
             ]
             self._give(messages, max(0.0, ready_at - self._bridge.now()) if ready_at else 0.0)
@@ -357,7 +375,9 @@ class Flows:
                 broker = cast("RedisBroker", bridge.broker)
                 for start in range(0, len(messages), PAGE):
                     part = messages[start : start + PAGE]
-                    commits = [Commit([self._record(each, delay_s)], (), broker.commands(each, delay_s)) for each in part]
+                    commits = [
+                        Commit([self._record(each, delay_s)], (), broker.commands(each, delay_s)) for each in part
+                    ]
                     backend.commit(commits, timeout_s=self._timeout_s)
                 self._records.list_sent([(each, delay_s) for each in messages])
             else:
@@ -432,46 +452,44 @@ class Flows:
 
     def _after_step(self, id: str, row: FlowRow, plan: Plan, look: _Look) -> bool | None:
         """Do what is due in a flow that runs; return None to look again, else whether to look after it later."""
-        number, stage = row["stage"], plan["stages"][row["stage"]]
-        if not is_group(stage):
-            return self._after_single(id, row, plan, look)
-        group, key = cast("Group", stage), group_key(id, number)
         if row.get("reopened"):
             self._give_again(id, row, plan)
-            [counts] = self._backend.counts_of([key], timeout_s=self._timeout_s)
-            self._changed(id, row, reopened=None, bad=counts.bad, sending=True)
+            self._changed(id, row, reopened=None)
             return None
-        [counts] = self._backend.counts_of([key], timeout_s=self._timeout_s)
-        if counts.ended >= group["total"]:
-            if counts.bad and group["on_error"] != "collect":
-                return self._failed(id, row, plan, self._first_bad(id, number, group["total"]), look)
-            parts = id, number, group["total"], group["on_error"] == "collect"
-            return self._next(id, row, plan, f'{{"$":"results","v":{codec.to_json(parts)}}}', look)
-        if counts.bad > row.get("bad", 0) and group["on_error"] == "fail":
-            return self._failed(id, row, plan, self._first_bad(id, number, group["total"]), look)
-        at_once = group["at_once"]
-        upto = group["total"] if at_once is None else min(group["total"], counts.ended + at_once)
+        if row["stage"] in row["groups"]:
+            return self._after_member(id, row, plan, look)
+        record = self._records.get(step_id(id, str(row["stage"])), timeout_s=self._timeout_s)
+        if record is None or record.state not in states.FINAL:
+            return False
+        if record.state == "done":
+            self._next(id, row, plan, record.result_json or "null", look)
+        else:
+            self._ended(id, row, plan, "failed", look, end=_bad_of(record))
+        return None
+
+    def _after_member(self, id: str, row: FlowRow, plan: Plan, look: _Look) -> bool | None:
+        """Do what is due in a flow that is at a group."""
+        number, group = row["stage"], cast("Group", plan["stages"][row["stage"]])
+        total, at_once, policy = group["total"], group["at_once"], group["on_error"]
+        [counts] = self._backend.counts_of([group_key(id, number)], timeout_s=self._timeout_s)
+        has_ended = counts.ended >= total
+        if policy != "collect" and counts.bad > (row.get("bad", 0) if policy == "fail" and not has_ended else 0):
+            if has_ended or policy == "fail":
+                self._ended(id, row, plan, "failed", look, end=self._first_bad(id, number, total))
+                return None
+        if has_ended:
+            parts = id, number, total, policy == "collect"
+            self._next(id, row, plan, f'{{"$":"results","v":{codec.to_json(parts)}}}', look)
+            return None
         if row.get("sending") and not look.resumes:
             return True
+        upto = total if at_once is None else min(total, counts.ended + at_once)
         if counts.sent < upto:
             self._give_members(id, row, plan, upto, counts.sent)
         if row.get("sending"):
             self._changed(id, row, sending=None)
             return None
-        return at_once is not None and upto < group["total"]
-
-    def _after_single(self, id: str, row: FlowRow, plan: Plan, look: _Look) -> bool | None:
-        """Do what is due where a flow is at a single step."""
-        record = self._records.get(step_id(id, str(row["stage"])), timeout_s=self._timeout_s)
-        if record is None or record.state not in states.FINAL:
-            return False
-        if row.get("reopened"):
-            self._give_again(id, row, plan)
-            self._changed(id, row, reopened=None)
-            return None
-        if record.state == "done":
-            return self._next(id, row, plan, record.result_json or "null", look)
-        return self._failed(id, row, plan, _bad_of(record), look)
+        return at_once is not None and upto < total
 
     def _next(self, id: str, row: FlowRow, plan: Plan, given: str, look: _Look) -> None:
         """Begin the stage after the one at which a flow is, or end the flow."""
@@ -488,9 +506,6 @@ class Flows:
             self._committed([self._write(id, row, new)], [], [entry], look.deadline)
         else:
             self._committed([self._write(id, row, new)], [self._step(id, new, plan, number, given)], [], look.deadline)
-
-    def _failed(self, id: str, row: FlowRow, plan: Plan, end: Sequence[str], look: _Look) -> None:
-        self._ended(id, row, plan, "failed", look, end=end)
 
     def _ended(
         self,
@@ -530,7 +545,9 @@ class Flows:
             return False
         if was_open:
             kept_s = self._bridge.settings.result_ttl_s
-            listed = Listed(f"flow:{id}", f"flow:{new['state']}", new["ended_at"], formers=("flow:running",), kept_s=kept_s)
+            listed = Listed(
+                f"flow:{id}", f"flow:{new['state']}", new["ended_at"], formers=("flow:running",), kept_s=kept_s
+            )
             self._backend.list_soon([listed])
         return True
 
@@ -600,9 +617,9 @@ class Flows:
 
     # What a task returns by `become`
 
-    def become(self, message: Message, flow: Flow[Any]) -> None:
+    def become(self, message: Message, flow: Flow[Any], *, timeout_s: float) -> None:
         """Have a message end with a flow, which is begun; both in one act, and both no second time (rule W14)."""
-        deadline = self._deadline()
+        deadline = monotonic() + timeout_s
         flow_id = step_id(message.life, "became")
         decide = self._records.became(message, flow_id, self._bridge.now())
         text, row = self._planned(flow, flow_id, self._bridge.now(), deadline)
@@ -636,7 +653,7 @@ class Flows:
 
     # Cancelling, and going on again
 
-    def cancel(self, id: str) -> Any:
+    def cancel(self, id: str) -> FlowStatus:
         """Cancel a flow unless it has ended, and return its status after that."""
         while (row := self._known(id))["state"] not in FINAL:
             [text] = self._backend.get([plan_key(id)], timeout_s=self._timeout_s)
@@ -646,7 +663,7 @@ class Flows:
                 self._look_after(id, look)
         return self.status(id)
 
-    def retry(self, id: str) -> Any:
+    def retry(self, id: str) -> FlowStatus:
         """Go on with a flow that failed, was cancelled or is stalled, and return its status after that."""
         row = self._known(id)
         if row["state"] != "done":
@@ -692,8 +709,8 @@ class Flows:
                 if row is not None and row["stage"] == place.stage:
                     more, entries = self._reopening(place.flow, row, again=False)
                     writes += more
-                    if place.index is not None:
-                        uncounts.append((group_key(place.flow, place.stage), place.index))
+                    if place.member is not None:
+                        uncounts.append((group_key(place.flow, place.stage), place.member))
             if self._backend.commit([Commit(writes, entries, (), uncounts)], timeout_s=self._timeout_s)[0]:
                 return
 
@@ -726,8 +743,8 @@ class Flows:
                 sent = replace(message, flow=place.dumps())
                 if is_over:
                     writes, entries = self._reopening(place.flow, row, again=False)
-                if place.index is not None:
-                    uncounts.append((group_key(place.flow, place.stage), place.index))
+                if place.member is not None:
+                    uncounts.append((group_key(place.flow, place.stage), place.member))
             elif not place.is_callback:
                 sent = replace(message, flow="")  # the flow has gone on without it, or is gone
             new = transitions.created(old, sent, delay_s)
@@ -755,6 +772,8 @@ class Flows:
                 dead += [letter] if letter else []
         if dead:
             self._bridge.dead.replay(dead)
+        [counts] = self._backend.counts_of([group_key(id, stage)], timeout_s=self._timeout_s)
+        cast("Any", row).update(bad=counts.bad, sending=True)
 
     def _give_one(self, id: str, row: FlowRow, plan: Plan, key: str, *, again: bool) -> str | None:
         """Publish a step again, unless it runs, is done, or is dead; of a dead one, return the id, if it is to run."""
@@ -775,7 +794,7 @@ class Flows:
             message = self._made_again(row, plan, place._replace(life=life), old)
             if message is None:
                 return None
-            uncounts = [(group_key(id, place.stage), place.index)] if place.index is not None else []
+            uncounts = [(group_key(id, place.stage), place.member)] if place.member is not None else []
             record = self._records.replacing(step, old, head_of(text), transitions.new(message))
             entry = held(message, 0.0)
             commit = Commit([record], [Entry(entry.key, entry.dumps(), OWN_S)], (), uncounts)
@@ -785,7 +804,7 @@ class Flows:
 
     def _made_again(self, row: FlowRow, plan: Plan, place: Place, old: states.Row | None) -> Message | None:
         """Return the message of a step as it starts again, in another life of its own; None if nobody knows it."""
-        if place.index is None:
+        if place.member is None:
             message = self._step(place.flow, row, plan, place.stage, row.get("given"))
         elif old is not None and (sent := status_of("", old).sent) is not None:
             args, kwargs, headers = sent
@@ -796,12 +815,228 @@ class Flows:
             return None
         return replace(message, relayed=True, replays=0 if old is None else old.get("replays", 0) + 1)
 
+    # What is known of flows
+
+    def status(self, id: str) -> FlowStatus:
+        """Return what is known of a flow; it costs the same however many steps there are (rule W9)."""
+        return self._status(id, self._known(id))
+
+    def _status(self, id: str, row: FlowRow) -> FlowStatus:
+        totals, at, groups = row["totals"], row["stage"], row["groups"]
+        keys = [group_key(id, number) for number in groups if number <= at]
+        counted = dict(
+            zip(groups, self._backend.counts_of(keys, timeout_s=self._timeout_s) if keys else (), strict=False)
+        )
+        numbers = Counter[str](done=sum(number not in counted for number in range(at)))
+        for counts in counted.values():
+            for name in ("done", "dead", "discarded", "cancelled"):
+                numbers[name] += getattr(counts, name)
+        oldest, running = "", 0
+        if (own := counted.get(at)) is not None:
+            first = self._backend.first_open(group_key(id, at), totals[at], timeout_s=self._timeout_s)
+            oldest = "" if first is None else step_id(id, f"{at}/{first}")
+            running = own.sent - own.ended
+        else:
+            oldest = step_id(id, str(at))
+        record = self._records.get(oldest, timeout_s=self._timeout_s) if oldest else None
+        if own is None and record is not None:
+            is_over = record.state in states.FINAL
+            running, oldest = 0 if is_over else 1, "" if is_over else oldest
+            numbers[record.state] += is_over
+        ended = numbers["done"] + numbers["dead"] + numbers["discarded"] + numbers["cancelled"]
+        return FlowStatus(
+            id=id,
+            name=row["name"],
+            state=row["state"],
+            created_at=moment(row["created_at"]),
+            ended_at=moment(row.get("ended_at")),
+            stage=at + 1,
+            stages=len(totals),
+            total=sum(totals),
+            waiting=max(0, sum(totals) - ended - running),
+            running=max(0, running),
+            done=numbers["done"],
+            dead=numbers["dead"],
+            discarded=numbers["discarded"],
+            cancelled=numbers["cancelled"],
+            oldest=oldest,
+            end=end_of(id, row) if row.get("end") else None,
+            parent=row["parent"][0] if row.get("parent") else "",
+            is_stalled=row["state"] == "running" and self._is_stalled(row, record, oldest),
+        )
+
+    def _is_stalled(self, row: FlowRow, record: Status | None, oldest: str) -> bool:
+        """Return whether nothing will go on with a flow by itself: its oldest step is nowhere, or ended long ago."""
+        if row.get("sending") or row.get("reopened"):
+            return False  # there is an entry in the outbox
+        now = self._bridge.now()
+        if record is None:
+            return True
+        if record.state in states.FINAL:
+            return record.ended_at is not None and now - record.ended_at.timestamp() > _STALLED_S
+        waits = record.state in states.WAITING and not (record.due_at is not None and record.due_at.timestamp() > now)
+        if not waits or now - max(record.enqueued_at.timestamp(), *map(_ended_at, record.attempts)) < _STALLED_S:
+            return False
+        counts = self._bridge.counts()
+        return not counts.delayed and not counts.waiting.get(record.queue)
+
+    def listed(
+        self, *, state: FlowState | None = None, before: tuple[float, str] = (inf, ""), most: int = 50
+    ) -> list[FlowStatus]:
+        """Return flows of a state, all if None: the latest first, those before a time and an id."""
+        names = [f"flow:{each}" for each in (_STATES if state is None else (state,))]
+        place = before[0], f"flow:{before[1]}"
+        lists = self._backend.listed("state", names, before=place, most=most, timeout_s=self._timeout_s)
+        found = heapq.nlargest(most, ((at, key) for each in lists for key, at in each))
+        ids = [key.removeprefix("flow:") for _, key in found]
+        texts = self._backend.get([row_key(each) for each in ids], timeout_s=self._timeout_s) if ids else []
+        rows = ((each, unpacked(text)) for each, text in zip(ids, texts, strict=True))
+        return [self._status(each, row) for each, row in rows if row is not None]
+
+    def counts(self) -> Mapping[str, int]:
+        """Return how many flows are in each state, as far as they are kept, and how many of the oldest are stalled."""
+        names = [f"flow:{each}" for each in _STATES]
+        numbers = self._backend.count_listed(names, timeout_s=self._timeout_s)
+        return {**dict(zip(_STATES, numbers, strict=True)), "stalled": len(self.stalled())}
+
+    def stalled(self, *, most: int = 100) -> list[FlowStatus]:
+        """Return those of the latest flows that run which are stalled (rule W11)."""
+        return [each for each in self.listed(state="running", most=most) if each.is_stalled]
+
+    def steps(self, id: str, *, first: int = 0, most: int = 50) -> list[Status]:
+        """Return the records of a flow's steps that have one, in order, from this one on, and of its callbacks."""
+        row, keys = self._known(id), list[str]()
+        at = 0
+        for number, total in enumerate(row["totals"][: row["stage"] + 1]):
+            part = range(max(0, first - at), min(total, first - at + most))
+            keys += (
+                [f"{number}/{index}" for index in part] if number in row["groups"] else [str(number)] if part else []
+            )
+            at += total
+        ids = [step_id(id, key) for key in keys[:most]]
+        if first + most >= at:
+            ids += [step_id(id, key, row.get("life", 0)) for key in CALLBACKS]
+        return [each for each in self._records.find(ids, timeout_s=self._timeout_s) if each is not None]
+
+    def members(self, id: str, stage: int, first: int, count: int) -> list[Any]:
+        """Return what members of a group have returned, from one on; with `collect`, their outcomes."""
+        texts = self._backend.get([row_key(id), plan_key(id)], timeout_s=self._timeout_s)
+        if unpacked(texts[0]) is None:
+            raise NoSuchRecord(id)
+        group = cast("Group", plan_of(texts[1])["stages"][stage])
+        found = self._backend.members(group_key(id, stage), first, count, timeout_s=self._timeout_s)
+        collects = group["on_error"] == "collect"
+        made = list[Any]()
+        for index, each in enumerate(found, first):
+            if each is None:
+                raise NoSuchRecord(step_id(id, f"{stage}/{index}"))
+            ended, text = each
+            value = self._value(id, f"{stage}/{index}", text) if ended == "done" else None
+            if not collects:
+                made.append(value)
+                continue
+            bad = bad_end(ended, text) if ended != "done" else None
+            reason, error = ("", None) if bad is None else (bad.reason, bad.error)
+            made.append(Outcome(state=ended, value=value, reason=reason, error=error))
+        return made
+
+    def _value(self, id: str, key: str, text: str | None) -> Any:
+        """Return what a step has returned, of JSON; of which class that may be says its task's declaration."""
+        if text is None or (codec.TYPED not in text and codec.RESULTS not in text):
+            return None if text is None else codec.loads(text)
+        record = self._records.get(step_id(id, key), timeout_s=self._timeout_s)
+        task = "" if record is None else record.task
+        return value_of(task, text, self._bridge.declaration_of(task))
+
+    # Waiting
+
+    def result(self, id: str, *, timeout: Duration | None = None) -> Any:
+        """Wait for a flow's end, and return what its last step has returned; see `FlowHandle.result`."""
+        deadline, row = deadline_of(timeout), self._driven(id)
+        if row["state"] in FINAL:
+            return self._outcome(id, row)
+        woken = locks.Event()
+        end_watch = self._backend.watch(row_key(id), woken.set)
+        try:
+            while True:
+                woken.clear()
+                left_s = deadline - monotonic()
+                if (row := self._again(id, row, left_s))["state"] in FINAL or left_s <= 0:
+                    return self._outcome(id, row)
+                woken.wait(max(0.0, min(left_s, _LOOK_AGAIN_S)))
+        finally:
+            end_watch()
+
+    async def aresult(self, id: str, *, timeout: Duration | None = None) -> Any:
+        """Do as `result` without blocking the event loop, and without holding a thread while it waits."""
+        import asyncio  # here, for a program that doesn't await need not import it
+
+        deadline, aside = deadline_of(timeout), self._bridge.results.aside
+        ask = asyncio.to_thread if self._bridge.settings.url.engine == "inline" else aside
+        row = await ask(lambda: self._driven(id))
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(woken.set)
+
+        end_watch = await aside(lambda: self._backend.watch(row_key(id), wake))
+        try:
+            while row["state"] not in FINAL:
+                woken.clear()
+                left_s = deadline - monotonic()
+                row = await aside(partial(self._again, id, row, left_s))
+                if row["state"] in FINAL or left_s <= 0:
+                    break
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(woken.wait(), max(0.0, min(left_s, _LOOK_AGAIN_S)))
+            return await aside(lambda: self._outcome(id, row))
+        finally:
+            await asyncio.shield(aside(end_watch))
+
+    def _again(self, id: str, row: FlowRow, left_s: float) -> FlowRow:
+        """Return a flow's row; the one that was read before, if the store is away and there is time left."""
+        try:
+            return self._known(id)
+        except StoreUnavailable:
+            if left_s <= 0:
+                raise
+            return row
+
+    def _driven(self, id: str) -> FlowRow:
+        """Return a flow's row, after what waits has been run where nobody else would."""
+        row = self._known(id)
+        if row["state"] not in FINAL and self._bridge.settings.url.engine == "inline" and running.get() is None:
+            self._bridge.run_until(lambda: self._known(id)["state"] in FINAL)
+            row = self._known(id)
+        return row
+
+    def _outcome(self, id: str, row: FlowRow) -> Any:
+        """Return what a flow has returned; raise if it has not."""
+        if row["state"] not in FINAL:
+            raise ResultTimeout(id, row["state"], "in time")
+        end = end_of(id, row)
+        if row["state"] == "done":
+            last = len(row["totals"]) - 1
+            given = row.get("given", "null")
+            if last in row["groups"]:
+                return Results(*codec.from_json(given)["v"], members=self.members)
+            return self._value(id, str(last), given)
+        if end.ended == "discarded":
+            raise TaskDiscarded(id=end.step, task=end.task, reason=end.reason)
+        if end.ended == "dead":
+            facts = {"reason": end.reason, "type": end.error_type, "message": end.error}
+            raise TaskFailed(id=end.step, task=end.task, traceback="", **facts)
+        raise TaskCancelled(id=end.step or id, task=end.task or row["name"])
+
     # What the worker asks
 
-    def filled(self, message: Message) -> Message:
+    def filled(self, message: Message, *, timeout_s: float) -> Message:
         """Return a step with its first argument, which was too large to travel with it."""
         place = place_of(message.flow)
-        row = self._known(place.flow)
+        [text] = self._backend.get([row_key(place.flow)], timeout_s=timeout_s)
+        if (row := unpacked(text)) is None:
+            raise NoSuchRecord(place.flow)
         given, args = row.get("given", "null"), message.args_json
         args = f"[{given}]" if args == "[]" else f"[{given},{args[1:]}"
         flow = place._replace(flags=place.flags.replace("g", "")).dumps()
@@ -858,6 +1093,10 @@ class _Look:
         return made
 
 
+def _ended_at(attempt: Attempt) -> float:
+    return 0.0 if attempt.ended_at is None else attempt.ended_at.timestamp()
+
+
 def _bad_of(record: Status) -> list[str]:
     """Return what is told of a step that ended badly."""
     error = record.error or ErrorInfo(type="", message="")
@@ -874,5 +1113,7 @@ def _digest(flow: Flow[Any]) -> str:
     """Return a hash of what a flow calls, but for the members of groups, which are read once."""
     from taskbridge.unique import hash_of
 
-    calls = [None if each.call is None else [each.call.declaration.name, *each.call.encoded()[:2]] for each in flow.stages]
+    calls = [
+        None if each.call is None else [each.call.declaration.name, *each.call.encoded()[:2]] for each in flow.stages
+    ]
     return hash_of(calls, "id")

@@ -12,6 +12,9 @@ Kind = Literal["sent", "follows", "replayed"]
 """`sent`: it is to be published. `follows`: that waits for the end of the message that holds its key. `replayed`: its
 dead letter is taken away first."""
 
+OF_FLOWS: Final = "flow\t"
+"""What the ids of entries begin with that have a flow looked after, and hold no message: no message's id has a tab."""
+
 _KINDS: Final = get_args(Kind)
 
 

@@ -307,7 +307,9 @@ def _is_attempt(found: Any) -> bool:
 
 
 _FIELDS: Final[Mapping[str, _IsSound]] = {
-    **dict.fromkeys(("task", "queue", "state", "result", "reason", "traceback", "writer", "unique", "digest", "became"), is_text),
+    **dict.fromkeys(
+        ("task", "queue", "state", "result", "reason", "traceback", "writer", "unique", "digest", "became"), is_text
+    ),
     "flow": is_place,
     **dict.fromkeys(("replays", "version", "attempt", "over"), is_count),
     **dict.fromkeys(("enqueued_at", "written_at"), is_time),
