@@ -31,6 +31,7 @@ it says so. What they mean, with arguments and errors, is on the pages below.
 :maxdepth: 1
 
 tasks
+flows
 retries
 bridge
 testing
@@ -40,13 +41,18 @@ command-line
 ```
 
 `P` and `R` are the parameters and the result of your own function, so that a type checker knows them wherever a task
-is called or sent. The [other words](#words) in these signatures stand at the end.
+is called or sent; `R2` is the result of a task that follows it. The [other words](#words) in these signatures stand at
+the end.
 """
 
 GROUPS: Final[Mapping[str, tuple[str, Sequence[str]]]] = {
     "Declare": ("tasks.md", ("task", "Unique", "Cron", "Every", "Queue", "Priority")),
     "Send": ("tasks.md", ("Task", "AsyncTask", "Call", "Handle")),
-    "Follow": ("tasks.md", ("Status", "State", "Attempt", "Progress", "Results")),
+    "Follow": ("tasks.md", ("Status", "State", "Attempt", "Progress", "MessageResults")),
+    "Flows": (
+        "flows.md",
+        ("group", "become", "Flow", "FlowHandle", "FlowStatus", "FlowEnd", "Results", "Outcome"),
+    ),
     "Inside a task": ("tasks.md", ("current", "Context")),
     "Retry": ("retries.md", ("RetryPolicy", "Retry", "Discard", "ErrorInfo")),
     "Configure": ("bridge.md", ("configure", "default_bridge", "Bridge")),
@@ -77,13 +83,16 @@ FOR_ENGINES: Final[Mapping[str, frozenset[str]]] = {
     name: frozenset(words.split())
     for name, words in {
         "Bridge": "around_of broker broker_for cancellations check_priorities clock declaration_of declarations divert "
-        "engine knows marks move_to now pauses queue_of recording records records_of relay run_until store wire "
+        "engine flows knows marks move_to now pauses queue_of recording records records_of relay run_until store wire "
         "worker_commands work_is_there bound is_stopping task around on",
         "Task": "declaration",
-        "Call": "declaration options encoded",
+        "Call": "declaration options encoded sender",
         "Handle": "bridge",
+        "Flow": "stages failure end id sender",
+        "FlowHandle": "bridge",
+        "Results": "flow parts",
         "Status": "result_json sent",
-        "Results": "aside",
+        "MessageResults": "aside",
         "Context": "message runner",
         "Event": "arguments_of",
         "RetryPolicy": "wait_s retries",
@@ -91,7 +100,7 @@ FOR_ENGINES: Final[Mapping[str, frozenset[str]]] = {
         "Every": "interval_s spec ticks",
         "DeadLetter": "dumps",
         "DeadLetters": "shown_arguments",
-        "Message": "form waits waits_since redelivered requeues unique digest relayed keeps_call plain life "
+        "Message": "form waits waits_since redelivered requeues unique digest relayed keeps_call flow plain life "
         "attempt_key size headers_size check_rare next_attempt replayed dumps dumps_meta",
         "Schedules": "declare add planned declared check send follow",
         "Unique": "check held_by",
@@ -117,6 +126,7 @@ ELSEWHERE: Final = {
 WORDS: Final = {
     "durations": ("Duration", "When"),
     "tasks": ("Header",),
+    "flows.states": ("FlowState",),
     "unique": ("Until", "OnConflict"),
     "schedules.plan": ("CatchUp", "Overlap"),
     "routing": ("QueueType",),
@@ -211,10 +221,10 @@ def _target(statement: ast.stmt) -> str:
 
 def _class(kind: type) -> Iterator[str]:
     name = kind.__name__
-    yield f"class {name}{_base(kind)}:"
     lines = [f"    {line}" for line in _lines(kind)]
     if name in ELSEWHERE:
         lines.append(f"    # {ELSEWHERE[name]}")
+    yield f"class {name}{_base(kind)}:{'' if lines else ' ...'}"
     yield from lines
 
 
@@ -225,7 +235,9 @@ def _base(kind: type) -> str:
         return "(Generic[P, R])"
     if getattr(kind, "__parameters__", ()):
         return "(Generic[R])"
-    return "(list[SentMessage])" if issubclass(kind, list) else ""
+    if issubclass(kind, list):
+        return "(list[SentMessage])"
+    return "(Sequence[R])" if issubclass(kind, Sequence) else ""
 
 
 def _lines(kind: type) -> Iterator[str]:

@@ -46,11 +46,17 @@ _MOST_ALIKE: Final = 100
 
 TAG = "$"
 
+TAGGED: Final = '{"$":"'
+"""What is in the JSON of values if one of them is tagged."""
+
 TYPED: Final = '{"$":"typed"'
 """What is in the JSON of values if one of them is `Typed`, and in no other."""
 
 RESULTS: Final = '{"$":"results"'
 """What is in the JSON of values if one of them is the results of a group, and in no other: it is read as `Typed`."""
+
+OF_FLOWS: Final = RESULTS, '{"$":"flow end"'
+"""What is in the JSON of values that releases before flows don't know, and in no other."""
 
 RESULTS_TYPE: Final = "taskbridge.Results"
 

@@ -146,7 +146,7 @@ class Forms:
         if form is None and typed.type == codec.RESULTS_TYPE:
             from taskbridge.flows.results import made  # here, for few tasks get some
 
-            return made(parts)
+            return made(parts, path)
         if form is None:
             known = ", ".join(dict(self.of.values())) or "no class"
             raise TypeError(f"{path}: it is of class {typed.type!r}, and the type hint names {known}")

@@ -39,7 +39,7 @@ _LOOK_S: Final = 0.4
 _BUSY_S: Final = 0.1
 """How often while something is in the application's outbox, so that what is put there steadily waits for less."""
 
-_SELDOM_S: Final = 5.0
+_SELDOM_S: Final = 2.0
 """How often where nothing needs an outbox: if one does all the same, it was left by another release or with settings of
 another process."""
 

@@ -122,14 +122,18 @@ class Call(Generic[R_co]):
 
     def encoded(self) -> tuple[str, str, int]:
         """Return `Message.args_json`, `kwargs_json` and `form`, which they need; raises `EncodeError`."""
-        hints = self.declaration.hints
-        args, kwargs = (self.args, self.kwargs) if hints is None else hints.lowered(self.args, self.kwargs)
+        args, kwargs, hints, form = self.args, self.kwargs, self.declaration.hints, 1
+        if hints is not None:
+            args, kwargs = hints.lowered(args, kwargs)
         args_json = codec.dumps_array(args, "args")
         kwargs_json = codec.dumps_object(kwargs, "kwargs") if kwargs else "{}"
-        if codec.RESULTS in args_json or codec.RESULTS in kwargs_json:
-            return args_json, kwargs_json, FLOW_FORM
-        has_typed = hints is not None and (codec.TYPED in args_json or codec.TYPED in kwargs_json)
-        return args_json, kwargs_json, TYPED_FORM if has_typed else 1
+        if codec.TAGGED in args_json or codec.TAGGED in kwargs_json:  # most hold none
+            texts = args_json, kwargs_json
+            if any(tag in text for tag in codec.OF_FLOWS for text in texts):
+                form = FLOW_FORM
+            elif any(codec.TYPED in text for text in texts):
+                form = TYPED_FORM
+        return args_json, kwargs_json, form
 
 
 def checked_when(when: When | None) -> When:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import pickle
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime, timezone
 from typing import Any, Protocol
 
 import pytest
@@ -25,15 +27,14 @@ from taskbridge import (
     TaskBridgeError,
     become,
     codec,
-    default_bridge,
     group,
 )
 from taskbridge.context import current, entered
 from taskbridge.declaration import declare
-from taskbridge.flows.building import Become
 from taskbridge.results import outcome_of
+from taskbridge.retry import Become
 from taskbridge.stores.states import Status
-from taskbridge.testing import capture_sent, fake_run
+from taskbridge.testing import capture_sent, fake_run, inline
 
 bridge = Bridge("inline://?threads=0", store="memory://")
 stranger = Bridge("inline://?threads=0", store="memory://")
@@ -387,6 +388,7 @@ def test_a_handle_that_was_pickled_has_lost_its_bridge_and_says_so() -> None:
 
 # Results
 
+THEN = datetime(2026, 11, 28, tzinfo=timezone.utc)
 ASKED: list[tuple[int, int]] = []
 
 
@@ -452,19 +454,31 @@ def test_results_travel_as_a_reference_with_and_without_hints(function: Callable
         assert args == [value]
 
 
+@pytest.mark.parametrize(("function", "form"), [(alarm.declaration.function, 2), (untyped.declaration.function, 3)])
+def test_the_end_of_a_flow_can_be_sent_on(function: Callable[..., Any], form: int) -> None:
+    declaration, end = declare(function), FlowEnd(id="f", name="load", state="failed", error="x")
+    call: Call[Any] = Call(declaration=declaration, args=(end,), kwargs={}, options=load.call(1).options)
+    args_json, _, found = call.encoded()
+
+    assert found == form
+    assert declaration.fitted(codec.loads_array(args_json), {}, form)[0] == [end]
+
+
+@pytest.mark.parametrize(
+    "value", [{"$": "results", "v": ["f", 0, 1, False]}, '{"$":"results"', '{"$":"flow end"', b"x"]
+)
+def test_what_only_looks_like_a_reference_is_what_it_is_and_of_the_first_form(value: object) -> None:
+    args_json, _, form = untyped.call(value).encoded()
+
+    assert form == 1
+    assert untyped.declaration.fitted(codec.loads_array(args_json), {}, form)[0] == [value]
+
+
 def test_a_task_that_returns_the_results_it_got_returns_the_reference(results: Results[str]) -> None:
     text = codec.dumps(results, "result")
-    record = Status(
-        id="m", task="untyped", queue="default", state="done", attempt=1, enqueued_at=_then(), result_json=text
-    )
+    record = Status(id="m", task="untyped", queue="default", state="done", enqueued_at=THEN, result_json=text)
 
     assert outcome_of(record, untyped.declaration) == results
-
-
-def _then() -> Any:
-    from datetime import datetime, timezone
-
-    return datetime(2026, 11, 28, tzinfo=timezone.utc)
 
 
 @pytest.mark.parametrize(
@@ -498,17 +512,17 @@ def test_what_is_no_reference_is_refused(parts: Any) -> None:
 def test_flows_are_imported_by_those_alone_who_make_some() -> None:
     program = """
 import sys
-from taskbridge import Bridge, task
-bridge = Bridge("inline://?threads=0", store="memory://")
-@bridge.task
+from taskbridge import Bridge, Handle, Message, Status, configure, task
+@task
 def add(left: int) -> int:
     return left
-assert bridge.send_many([add.call(1)])[0].result() == 1
+call = add.call(1)
+call.encoded()
 {}
 print(*sorted(each for each in sys.modules if each.startswith("taskbridge.flows.")))
 """
     assert _printed(program.format("")).split() == []
-    assert "taskbridge.flows.building" in _printed(program.format("add.call(1).then(add)")).split()
+    assert "taskbridge.flows.building" in _printed(program.format("call.then(add)")).split()
 
 
 def _printed(program: str) -> str:
@@ -516,12 +530,82 @@ def _printed(program: str) -> str:
     return done.stdout
 
 
-def test_an_empty_group_that_nothing_follows_belongs_to_the_default_bridge(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Taken(Exception): ...
+# On a bridge
 
-    def send(*_: object, **__: object) -> None:
-        raise Taken
 
-    monkeypatch.setattr(default_bridge().flows, "send", send)
-    with pytest.raises(Taken):
-        group([]).send()
+@pytest.fixture
+def shop() -> Iterator[Bridge]:
+    with inline(bridge) as found:
+        yield found
+
+
+def test_a_handle_tells_of_its_flow_and_gives_the_last_result(shop: Bridge) -> None:
+    handle = group([load.call(1), load.call(2)]).then(total, scale=2.0).then(untyped).using(id="nightly").send()
+
+    assert (handle.id, handle.is_new, handle.status().state) == ("nightly", True, "running")
+    assert handle.result(timeout=60) == 6.0
+    assert (handle.status().state, handle.status().done, handle.status().is_final) == ("done", 4, True)
+    assert shop.flow("nightly").result(timeout=60) == 6.0
+    assert pickle.loads(pickle.dumps(handle)) == handle
+
+
+async def _awaited(flow: Flow[Any]) -> list[Any]:
+    first = await flow.asend()
+    later = await flow.aschedule(3600)
+    return [
+        (await first.astatus()).state,
+        await first.aresult(60),
+        (await later.acancel()).state,
+        (await later.astatus()).is_final,
+        (await later.aretry()).state,
+    ]
+
+
+@pytest.mark.usefixtures("shop")
+def test_each_word_has_one_to_be_awaited() -> None:
+    assert asyncio.run(_awaited(load.call(5).then(load))) == ["running", 5, "cancelled", True, "running"]
+
+
+@pytest.mark.usefixtures("shop")
+def test_a_scheduled_flow_starts_later() -> None:
+    handle = load.call(1).then(load).schedule(3600)
+
+    first = bridge.flows.steps(handle.id)[0]
+    assert (first.state, first.due_at is not None) == ("scheduled", True)
+    with pytest.raises(TypeError, match="send is for now"):
+        load.call(1).then(load).schedule(None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.usefixtures("shop")
+def test_the_results_of_a_group_are_read_by_who_has_its_handle_and_by_a_task() -> None:
+    flow = group([load.call(number) for number in range(120)])
+
+    assert list(flow.send().result(timeout=60)) == list(range(120))
+    assert flow.then(total).send().result(timeout=60) == sum(range(120))
+    assert flow.then(pack).send().result(timeout=60) == list(range(120))
+
+
+@bridge.task(name="pack")
+def pack(numbers):  # type: ignore[no-untyped-def]  # results need no hint
+    return list(numbers)
+
+
+@pytest.mark.usefixtures("shop")
+def test_what_a_generator_gives_that_is_no_call_is_told_by_the_send() -> None:
+    given: list[Any] = [load.call(1), "load"]
+    with pytest.raises(TypeError, match="a flow is made of"):
+        group(each for each in given).send()
+
+
+@pytest.mark.usefixtures("shop")
+def test_a_flow_of_a_generator_is_sent_once() -> None:
+    flow = group(load.call(number) for number in range(2)).then(total)
+    flow.send()
+    with pytest.raises(TaskBridgeError, match="make the flow anew"):
+        flow.send()
+
+
+def test_an_empty_group_that_nothing_follows_belongs_to_the_default_bridge() -> None:
+    nobody: list[Call[int]] = []
+    with inline():
+        assert list(group(nobody).send().result(timeout=60)) == []

@@ -77,7 +77,7 @@ class Cancellations(Background):
     def _is_over(self, message: Message) -> bool:
         """Return whether a message was cancelled, or the flow of which it is a step is over."""
         lives = self._lives
-        return message.life in lives or (message.flow != "" and _life_of_its_flow(message) in lives)
+        return message.life in lives or (message.flow != "" and any(each in lives for each in _of_its_flows(message)))
 
     def knows(self, message: Message) -> bool:
         """Return whether a message that runs was cancelled, as far as is known; waits for nothing."""
@@ -144,10 +144,10 @@ class Cancellations(Background):
             self._enough = _MOST_FORGOTTEN + 2 * len(kept)
 
 
-def _life_of_its_flow(message: Message) -> str:
-    from taskbridge.flows.plan import step_life  # here, for few messages are in a flow
+def _of_its_flows(message: Message) -> list[str]:
+    from taskbridge.flows.plan import step_lives  # here, for few messages are in a flow
 
-    return step_life(message.flow)
+    return step_lives(message.flow)
 
 
 def _is_shared(settings: Settings) -> bool:

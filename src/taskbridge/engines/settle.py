@@ -406,12 +406,8 @@ def _ended(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
             verdict = CancelledVerdict(error=verdict.error if isinstance(verdict, RunAgain) else None)
         settle(task, message, verdict)
     elif isinstance(verdict, Done) and type(verdict.value) is Become:
-        try:
-            _persist(task, task.flows().become, message, verdict.value.flow)
-        except NotSettledError:
-            raise
-        except Exception as exc:  # a flow that can't be sent is the task's failure
-            return _ended(task, message, judge(task.policy, attempt=message.attempt, message_id=message.id, error=exc))
+        if (failure := _became(task, message, verdict.value)) is not None:
+            return _ended(task, message, failure)
     elif isinstance(verdict, Dead) and verdict.error is not None:
         with failures.printed_once(verdict.error):
             settle(task, message, verdict)
@@ -421,8 +417,7 @@ def _ended(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
         _record(task, message, verdict)
     if marks is not None and not isinstance(verdict, GivenBack):
         marks.ended(message, is_recorded=task.records is not None)
-    if task.records is not None and task.records.flows_due:
-        task.flows().advance_due()
+    _go_on_with_flows(task)
     if task.observers:
         tell(task.observers, "settled", message, verdict)
     if task.ended:
@@ -431,6 +426,23 @@ def _ended(task: BoundTask, message: Message, verdict: Verdict) -> Verdict:
         for noted in task.ended:
             noted.append((message.task, message.id, verdict.__class__, error))
     return verdict
+
+
+def _go_on_with_flows(task: BoundTask) -> None:
+    """Do what is due in flows whose steps this process has counted."""
+    if task.records is not None and task.records.flows_due:
+        task.flows().advance_due()
+
+
+def _became(task: BoundTask, message: Message, become: Become) -> Verdict | None:
+    """Begin the flow with which a message ends; return what becomes of it if the flow can't be sent."""
+    try:
+        _persist(task, task.flows().become, message, become.flow)
+    except NotSettledError:
+        raise
+    except Exception as exc:
+        return judge(task.policy, attempt=message.attempt, message_id=message.id, error=exc)
+    return None
 
 
 def settle(task: BoundTask, message: Message, verdict: Verdict) -> None:
@@ -727,6 +739,7 @@ def _record_death(host: Host, letter: DeadLetter, message_id: object, ask: Calla
     if message is not None:
         reason, info, text = letter.reason, letter.error, letter.traceback
         ask(records.ended, message, Ending(state="dead", at=host.now(), reason=reason, error=info, traceback=text))
+        _go_on_with_flows(host.bound(message.task))
 
 
 def _id_in(parked: bytes | None) -> object:

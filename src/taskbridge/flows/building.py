@@ -285,7 +285,7 @@ def _step(call: Call[Any], sender: Sending | None) -> Call[Any]:
         raise ValueError(f"the flow gives its steps their ids: leave {options.id!r} out, and use flow.using(id=...)")
     if options.commit is not ... and options.commit is not None:
         raise ValueError(
-            "a step can't wait for a commit: leave it out, and send the flow by transaction.on_commit(...)"
+            "no step waits for a commit by itself: leave that out, and use transaction.on_commit(flow.send)"
         )
     _check_bridges(sender, call.sender)
     return call

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Literal, NamedTuple, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict, cast
 
 from typing_extensions import Required
 
@@ -28,13 +28,15 @@ from taskbridge.message import FLOW_FORM, LONGEST_ID, Message
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores.backend import Counted
 from taskbridge.stores.entries import OF_FLOWS
-from taskbridge.tasks import Call
+
+if TYPE_CHECKING:
+    from taskbridge.tasks import Call
 
 PAGE: Final = 100
 """How many calls are kept in one text; those of a group of at most as many are in its plan."""
 
 CALLBACKS: Final = ("failure", "end")
-LONGEST_FLOW_ID: Final = LONGEST_ID - 8  # it is listed as `flow:ID`, as messages are
+LONGEST_FLOW_ID: Final = LONGEST_ID - 5  # bytes: flows are listed by `flow:ID`, as messages are by their ids
 
 
 class Place(NamedTuple):
@@ -47,6 +49,7 @@ class Place(NamedTuple):
         total: Of a group's member, how many members the group has; else 0.
         flags: `r` its result is kept for what follows; `b` one that ends badly ends the flow; `a` its end lets another
             one begin; `g` its first argument is what the stage before has returned, and is read as it starts.
+        above: The flows of which this one is a step, by `become`, each by its id and its life.
     """
 
     flow: str
@@ -54,6 +57,7 @@ class Place(NamedTuple):
     life: int = 0
     total: int = 0
     flags: str = ""
+    above: tuple[Any, ...] = ()
 
     @property
     def stage(self) -> int:
@@ -73,24 +77,25 @@ class Place(NamedTuple):
 
     def dumps(self) -> str:
         """Return the text that `place_of` reads."""
-        return "\t".join(map(str, self))
+        return "\t".join(map(str, (*self[:5], *self.above)))
 
 
 def place_of(text: str) -> Place:
     """Return the place that a message's `flow` names."""
-    flow, key, life, total, flags = text.split("\t")
-    return Place(flow, key, int(life), int(total), flags)
+    flow, key, life, total, flags, *above = text.split("\t")
+    return Place(flow, key, int(life), int(total), flags, tuple(above))
 
 
-def life_of_flow(flow_id: str, life: int) -> str:
+def life_of_flow(flow_id: str, life: int | str) -> str:
     """Return what is told in the list of cancellations if a flow is over: no life of a message has two tabs."""
     return f"{OF_FLOWS}{flow_id}\t{life}"
 
 
-def step_life(flow: str) -> str:
-    """Return that of a message's flow; empty if its steps start though the flow is over."""
+def step_lives(flow: str) -> list[str]:
+    """Return those of the flows that a message's `flow` names; none if its step starts though the flow is over."""
     place = place_of(flow)
-    return "" if place.is_callback else life_of_flow(place.flow, place.life)
+    pairs = [place.flow, place.life, *place.above]
+    return [] if place.is_callback else [life_of_flow(*each) for each in zip(pairs[::2], pairs[1::2], strict=False)]
 
 
 def entry_id(flow_id: str, what: str, life: int) -> str:
@@ -195,10 +200,10 @@ class FlowRow(TypedDict, total=False):
     """What a flow is doing.
 
     `stage` is the one that it is at. `sending`: not all steps of it that may be are surely published. `bad`: how many
-    members of its group had ended badly as it was reopened. `reopened`: what was given up is to be published again.
-    `callback`: which callback it waits for, or `failure` or `end` if that is to be published. `given` is what the stage
-    before has returned, as JSON, or the flow itself. `parent` is the message whose task returned it, and its life.
-    `closed`: nothing of it is left to do.
+    members of its group had ended badly as it was reopened. `reopened`: what was given up is to be published again;
+    with `again`, all that has ended badly. `callback`: which callback it waits for. `given` is what the stage before
+    has returned, as JSON, or the flow itself, and `lost` why there is none. `above` is as in `Place`. `parent` is the
+    message whose task returned it, and its life. `closed`: nothing of it is left to do.
     """
 
     name: Required[str]
@@ -211,7 +216,7 @@ class FlowRow(TypedDict, total=False):
     delay_s: float
     digest: str
     sending: bool
-    reopened: bool
+    reopened: Literal["given up", "again"]
     bad: int
     callback: Literal["", "failure", "end"]
     ended_at: float
@@ -219,6 +224,8 @@ class FlowRow(TypedDict, total=False):
     parent: list[Any]
     closed: bool
     given: str
+    lost: str
+    above: list[Any]
     version: int
 
 

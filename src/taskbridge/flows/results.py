@@ -84,10 +84,10 @@ class Results(Sequence[R_co]):
         return self._members
 
 
-def made(parts: Any) -> Results[Any]:
-    """Return the results that travelled as these parts; raise `TypeError` if they are none."""
+def made(parts: Any, path: str) -> Results[Any]:
+    """Return the results that travelled as these parts; raise `TypeError`, which says where they stood, if not."""
     match parts:
         case [str(flow), int(stage), int(total), bool(collects)] if 0 <= stage < _MOST and 0 <= total < _MOST:
             return Results(flow, stage, total, collects)
         case _:
-            raise TypeError(f"no results of a flow: {parts!r}")
+            raise TypeError(f"{path}: no results of a flow: {parts!r}")

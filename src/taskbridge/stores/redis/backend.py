@@ -16,7 +16,7 @@
 | `{ns}:unique:{task}:{hash}` | string | which message holds a unique key |
 | `{ns}:outbox` | sorted set | the id of each entry of the outbox, by the millisecond at which it is due |
 | `{ns}:outbox:entries` | hash | the text of each |
-| `{ns}:flow:{id}:group:{stage}` | hash | how many members of a group have ended (`done`, `dead`, `discarded`, `cancelled`), up to which they were sent (`sent`), and the millisecond at which all this is forgotten (`until`) |
+| `{ns}:flow:{id}:group:{stage}` | hash | how many members of a group have ended, how, and up to which they were sent |
 | `{ns}:flow:{id}:group:{stage}:ended`, `:bad` | bitmap | which members have ended, and which of them badly |
 | `{ns}:flow:{id}:group:{stage}:{page}` | hash | what is kept of the ends of a hundred members, by their index |
 | `{ns}:vitals`, `{ns}:vitals:past`, `{ns}:vital:{process}` | string | what worker processes tell of themselves |

@@ -1,0 +1,298 @@
+"""Plans flows, and publishes their steps: each with its record, in one act, so that none is published twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from taskbridge import codec
+from taskbridge.exceptions import BrokerUnavailable, DecodeError, MessageTooLarge, UnsupportedError
+from taskbridge.flows.plan import (
+    PAGE,
+    FlowRow,
+    Group,
+    Place,
+    Plan,
+    Spec,
+    calls_key,
+    end_of,
+    entry_id,
+    group_key,
+    is_group,
+    made,
+    plan_text,
+    spec_of,
+)
+from taskbridge.flows.reading import Reading
+from taskbridge.hooks import Event, HookName
+from taskbridge.logs import logger
+from taskbridge.message import Message
+from taskbridge.observing import sending
+from taskbridge.routing import check_known
+from taskbridge.stores.backend import ABSENT, Commit, Entry, Write
+from taskbridge.stores.claims import OWN_S
+from taskbridge.stores.entries import Held, held
+from taskbridge.stores.records import key_of
+
+if TYPE_CHECKING:
+    from taskbridge.brokers.redis import RedisBroker
+    from taskbridge.flows.building import Flow, Stage
+    from taskbridge.tasks import Call
+
+_log = logger("taskbridge.flows")
+
+_BATCH: Final = 1000  # how many members are published before that is noted
+_PAGES: Final = 10  # how many pages of calls are written at a time
+SENDING_S: Final = 2.0  # for how long the sending of a group is left to who does it
+_PLANNED_S: Final = 3600.0  # for how long a plan may be in the making
+_TRAVELS: Final = 65_536  # characters: what is passed on in the next message; more is read as that starts
+
+
+@dataclass(slots=True)
+class Look:
+    """A look after a flow: until when a call may take, whether it goes on with a sending, and its own entries."""
+
+    deadline: float  # monotonic
+    resumes: bool = False
+    entries: set[str] = field(default_factory=set[str])
+
+    def entry(self, id: str, what: str, row: FlowRow, in_s: float) -> Entry:
+        """Return an entry that has the flow looked after, if whoever looks after it now is killed."""
+        made = Entry(entry_id(id, what, row.get("life", 0)), "flow", in_s)
+        self.entries.add(made.id)
+        return made
+
+
+class Publishing(Reading):
+    """Plans flows, and publishes their steps."""
+
+    # Plans
+
+    def _planned(self, flow: Flow[Any], id: str, look: Look) -> tuple[str, FlowRow]:
+        """Return a flow's plan as a text, and its row; the calls of its large groups are stored."""
+        stages, totals, groups, names = list[str](), list[int](), list[int](), list[str]()
+        for number, stage in enumerate(flow.stages):
+            if stage.call is not None:
+                stages.append(self._spec(stage.call, takes=stage.takes_result))
+                totals.append(1)
+                names.append(stage.call.declaration.name)
+                continue
+            is_last = number + 1 == len(flow.stages)
+            wants = is_last or flow.stages[number + 1].takes_result
+            text, total, name = self._group(id, number, stage, look, wants=wants)
+            stages.append(text)
+            totals.append(total)
+            groups.append(number)
+            names.append(name)
+        callbacks = (None if each is None else self._spec(each, takes=True) for each in (flow.failure, flow.end))
+        row: FlowRow = {
+            "name": next(filter(None, names), "group"),
+            "state": "running",
+            "created_at": round(self._bridge.now(), 6),
+            "stage": 0,
+            "totals": totals,
+            "groups": groups,
+        }
+        if 0 in groups:
+            row["sending"] = True
+        return plan_text(stages, *callbacks), row
+
+    def _group(self, id: str, number: int, stage: Stage, look: Look, *, wants: bool) -> tuple[str, int, str]:
+        """Return a group as JSON, its number of members, and the first one's task; a large one's calls are stored."""
+        backend, first, total, name, waiting = self._backend, "[]", 0, "", list[tuple[str, str, float | None]]()
+        for page in _pages(stage.members or ()):
+            text = f"[{','.join(self._spec(each) for each in page)}]"
+            name = name or page[0].declaration.name
+            if not total:
+                first = text
+            elif total == PAGE:  # there is more than one
+                orphans = look.entry(id, "planned", {"life": 0}, _PLANNED_S)  # type: ignore[typeddict-item]
+                backend.commit([Commit((), [orphans])], timeout_s=self._timeout_s)
+                waiting.append((calls_key(id, number, 0), first, None))
+            if total:
+                waiting.append((calls_key(id, number, total // PAGE), text, None))
+            total += len(page)
+            if len(waiting) >= _PAGES:
+                backend.create(waiting, timeout_s=self._timeout_s)
+                waiting = []
+        if waiting:
+            backend.create(waiting, timeout_s=self._timeout_s)
+        head = {"total": total, "at_once": stage.at_once, "on_error": stage.on_error, "wants": wants}
+        return f'{codec.to_json(head)[:-1]},"calls":{"null" if total > PAGE else first}}}', total, name
+
+    def _spec(self, call: Call[Any], *, takes: bool = False) -> str:
+        """Return a call as JSON; raise if it can't be a step here."""
+        bridge, name, most = self._bridge, call.declaration.name, self._bridge.settings.max_message_bytes
+        if not call.declaration.results:
+            problem = f"task {name!r} is declared with results=False, and a flow needs its records; leave that out"
+            raise UnsupportedError("W1", bridge.settings.url.target, problem)
+        if call.options.queue is not None:
+            check_known(call.options.queue, bridge.queues())
+        text = spec_of(call, bridge.queue_of(name), takes=takes)
+        if len(text) > most and (size := sum(map(len, call.encoded()[:2]))) > most:
+            raise MessageTooLarge(name, size, most)
+        return text
+
+    # Messages
+
+    def _step(self, id: str, row: FlowRow, plan: Plan, stage: int, given: str | None) -> Message:
+        """Return the message of a single step; what it is given is its first argument, if it takes one."""
+        spec, last = cast("Spec", plan["stages"][stage]), len(plan["stages"]) - 1
+        following = plan["stages"][stage + 1] if stage < last else None
+        is_passed_on = following is not None and not is_group(following) and cast("Spec", following).get("takes")
+        takes, is_large = bool(spec.get("takes")), given is not None and len(given) > _TRAVELS
+        flags = ("r" if is_passed_on else "") + ("g" if takes and is_large else "")
+        place = Place(id, str(stage), row.get("life", 0), 0, flags, tuple(row.get("above", ())))
+        return self._message(spec, place, given if takes and not is_large else None)
+
+    def _callback(self, id: str, row: FlowRow, plan: Plan, key: str) -> Message:
+        """Return the message of a callback, which is given how the flow ended."""
+        spec: Spec = cast("Any", plan)[key]
+        return self._message(spec, Place(id, key, row.get("life", 0)), codec.dumps(end_of(id, row), "end"))
+
+    def _message(self, spec: Spec, place: Place, given: str | None) -> Message:
+        bridge, now = self._bridge, self._bridge.now()
+        declared = bridge.declaration_of(spec["task"])
+        queue = spec.get("queue") or (spec["home"] if declared is None else bridge.queue_of(spec["task"]))
+        priority = spec.get("priority") or ("normal" if declared is None else declared.priority)
+        lasts_s = spec.get("expires_s", None if declared is None else declared.expires_s)
+        expires_at = spec.get("expires_at", None if lasts_s is None else now + lasts_s)
+        message = made(spec, place, queue=queue, priority=priority, expires_at=expires_at, now=now, given=given)
+        return message if bridge.settings.goes_along else replace(message, relayed=True)
+
+    # Publishing
+
+    def _committed(
+        self,
+        writes: Sequence[Write],
+        message: Message | None,
+        entries: Sequence[Entry],
+        deadline: float,
+        *,
+        delay_s: float = 0.0,
+    ) -> bool:
+        """Do writes and publish a message, all or nothing; return whether it was done.
+
+        A message whose record is there is published already, or was.
+        """
+        if message is not None:
+            [found] = self._backend.get([key_of(message.id)], timeout_s=deadline - monotonic())
+            message = message if found is None else None
+        if message is None:
+            return self._backend.commit([Commit(writes, entries)], timeout_s=deadline - monotonic())[0]
+        return self._give([message], delay_s, deadline, writes, entries) == 1
+
+    def _give(
+        self,
+        messages: Sequence[Message],
+        delay_s: float,
+        deadline: float,
+        writes: Sequence[Write] = (),
+        entries: Sequence[Entry] = (),
+    ) -> int:
+        """Publish messages, each with its record, if there is none; return how many. The writes go with the first."""
+        bridge = self._bridge
+        with sending(bridge.observers, messages) if bridge.observers else nullcontext():
+            commits, kept = list[Commit](), list[Held]()
+            for message in messages:
+                self._tell("before_send", message, delay_s)
+                key, text, kept_s = self._records.created(message, delay_s, message.enqueued_at)
+                its, commands = [Write(key, ABSENT, text, kept_s)], list[Any]()
+                own: list[Entry] = []
+                if bridge.settings.goes_along:
+                    commands = [*cast("RedisBroker", bridge.broker).commands(message, delay_s)]
+                else:
+                    kept.append(held(message, delay_s))
+                    own = [Entry(kept[-1].key, kept[-1].dumps(), OWN_S)]
+                if message is messages[0]:
+                    its, own = [*writes, *its], [*entries, *own]
+                commits.append(Commit(its, own, commands))
+            done = self._backend.commit(commits, timeout_s=deadline - monotonic())
+            new = [message for message, is_done in zip(messages, done, strict=True) if is_done]
+            self._records.list_sent([(each, delay_s) for each in new])
+            self._relayed([each for each, is_done in zip(kept, done, strict=False) if is_done])
+        for message in new:
+            self._tell("after_send", message, delay_s)
+        if new and bridge.settings.url.engine == "inline":
+            bridge.work_is_there()
+        return len(new)
+
+    def _relayed(self, kept: Sequence[Held]) -> None:
+        """Publish what was put in the outbox; if that fails, a worker's relay does so when the broker is back."""
+        try:
+            if kept:
+                self._bridge.relay.publish(kept, timeout_s=self._timeout_s)
+        except BrokerUnavailable as exc:
+            _log.warning("%d steps stay in the outbox until the broker is back: %s", len(kept), exc.problem)
+
+    def _tell(self, name: HookName, message: Message, delay_s: float) -> None:
+        hooks, declared = self._bridge.hooks, self._bridge.declaration_of(message.task)
+        if hooks.of[name]:
+            arguments_of = None if declared is None else lambda: declared.arguments_of(message)
+            hooks.call(Event(name=name, message=message, delay_s=delay_s, arguments_of=arguments_of))
+
+    # Groups
+
+    def _give_members(self, id: str, row: FlowRow, plan: Plan, upto: int, sent: int) -> None:
+        """Publish members of the group at which a flow is, from the first one that may not be published yet."""
+        stage, group, life = row["stage"], cast("Group", plan["stages"][row["stage"]]), row.get("life", 0)
+        ready_at = row["created_at"] + row.get("delay_s", 0.0) if stage == 0 and row.get("delay_s") else 0.0
+        flags = ("r" if group["wants"] else "") + ("b" if group["on_error"] == "fail" else "")
+        flags += "a" if group["at_once"] else ""
+        above = tuple(row.get("above", ()))
+        while sent < upto:
+            specs = self._calls(id, stage, group, sent, min(upto, sent + _BATCH))
+            if not specs:
+                raise DecodeError(f"the calls of group {stage} of flow {id} are gone")
+            delay_s = max(0.0, ready_at - self._bridge.now()) if ready_at else 0.0
+            for start in range(0, len(specs), PAGE):
+                part, rest = enumerate(specs[start : start + PAGE], sent + start), (life, group["total"], flags, above)
+                messages = [self._message(spec, Place(id, f"{stage}/{index}", *rest), None) for index, spec in part]
+                self._give(messages, delay_s, self._deadline())
+            before, sent = sent, sent + len(specs)
+            self._backend.note_sent(group_key(id, stage), sent, timeout_s=self._timeout_s)
+            self._forget(id, stage, group, before, sent)
+            if sent < upto:
+                mine = Entry(entry_id(id, f"sent.{stage}", life), "flow", SENDING_S)
+                self._backend.commit([Commit((), [mine])], timeout_s=self._timeout_s)
+                found = self._row(id)
+                if found is None or found["state"] != "running" or found["stage"] != stage:
+                    return
+
+    def _forget(self, id: str, stage: int, group: Group, before: int, sent: int) -> None:
+        """Remove those pages of a group's calls that are published."""
+        last = sent // PAGE + (sent == group["total"])
+        pages = [calls_key(id, stage, page) for page in range(before // PAGE, last)]
+        if pages and group["calls"] is None:
+            self._backend.remove(pages, timeout_s=self._timeout_s)
+
+    def _calls(self, id: str, stage: int, group: Group, first: int, end: int) -> list[Spec]:
+        """Return some calls of a group, as the plan has them."""
+        if group["calls"] is not None:
+            return group["calls"][first:end]
+        pages = range(first // PAGE, (end - 1) // PAGE + 1)
+        calls: list[Spec] = []
+        for text in self._get(*(calls_key(id, stage, page) for page in pages)):
+            if text is None:
+                break
+            calls += codec.from_json(text)
+        start = first - pages[0] * PAGE
+        return calls[start : start + end - first]
+
+    def _forget_orphans(self, id: str) -> None:
+        """Remove the calls of a flow whose sender has died before it was stored."""
+        for stage in range(100):
+            page = 0
+            while any(self._get(*(keys := [calls_key(id, stage, each) for each in range(page, page + PAGE)]))):
+                self._backend.remove(keys, timeout_s=self._timeout_s)
+                page += PAGE
+
+
+def _pages(calls: Iterable[Call[Any]]) -> Iterator[list[Call[Any]]]:
+    left = iter(calls)
+    while page := list(islice(left, PAGE)):
+        yield page

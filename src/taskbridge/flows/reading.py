@@ -1,0 +1,345 @@
+"""Tells of flows: their status, lists of them, and what they return. Nothing here changes one."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from taskbridge import codec, exceptions, locks
+from taskbridge.context import running
+from taskbridge.durations import Duration, moment
+from taskbridge.flows.plan import (
+    CALLBACKS,
+    FlowRow,
+    Group,
+    bad_end,
+    end_of,
+    group_key,
+    plan_key,
+    plan_of,
+    row_key,
+    step_id,
+    unpacked,
+)
+from taskbridge.flows.results import Results
+from taskbridge.flows.states import FINAL, FlowState, FlowStatus, Outcome
+from taskbridge.results import deadline_of, value_of
+from taskbridge.stores import states
+from taskbridge.stores.states import Status
+
+if TYPE_CHECKING:
+    from taskbridge.bridge import Bridge
+    from taskbridge.sending import Sending
+    from taskbridge.stores.backend import Backend, Counts
+    from taskbridge.stores.base import Store
+    from taskbridge.stores.records import Records
+
+_STALLED_S: Final = 60.0  # how long nothing is heard of a step before it is looked for
+_LOOK_AGAIN_S: Final = 2.0  # how often who waits for a flow looks, though nobody tells
+_STATES: Final[tuple[FlowState, ...]] = ("running", "done", "failed", "cancelled")
+
+
+class Reading:
+    """What is known of a bridge's flows. Threads share it.
+
+    Its methods raise `UnsupportedError` if the bridge has no store (rule W15), `StoreUnavailable` if that does not
+    answer within `send_timeout`, and `NoSuchRecord` for a flow that is not known.
+    """
+
+    def __init__(self, bridge: Bridge, sender: Sending) -> None:
+        self._bridge = bridge
+        self._sender = sender
+
+    # The store
+
+    @property
+    def _store(self) -> Store:
+        store = self._bridge.store
+        if store is None:
+            remedy = "a flow needs a store: set one (TASKBRIDGE_STORE=redis://localhost:6379/0, say)"
+            raise exceptions.UnsupportedError("W15", self._bridge.settings.url.target, remedy)
+        return store
+
+    @property
+    def _backend(self) -> Backend:
+        return self._store.backend
+
+    @property
+    def _records(self) -> Records:
+        return self._store.records
+
+    @property
+    def _timeout_s(self) -> float:
+        return self._bridge.settings.send_timeout_s
+
+    def _deadline(self) -> float:
+        return monotonic() + self._timeout_s
+
+    def _get(self, *keys: str) -> list[str | None]:
+        return self._backend.get(keys, timeout_s=self._timeout_s)
+
+    def _row(self, id: str) -> FlowRow | None:
+        return unpacked(self._get(row_key(id))[0])
+
+    def _known(self, id: str) -> FlowRow:
+        row = self._row(id)
+        if row is None:
+            raise exceptions.NoSuchRecord(id)
+        return row
+
+    # Looking
+
+    def status(self, id: str) -> FlowStatus:
+        """Return what is known of a flow; it costs the same however many steps there are (rule W9)."""
+        return self._statuses({id: self._known(id)}, looks=True)[0]
+
+    def list(
+        self, *, state: FlowState | None = None, before: tuple[float, str] = (inf, ""), most: int = 50
+    ) -> Sequence[FlowStatus]:
+        """Return flows of a state, of all if None: the latest first, those before a time and an id.
+
+        Running flows are in the order of their beginning, the others in that of their end. `oldest` of a group is left
+        out of those that have just begun.
+        """
+        names = [f"flow:{each}" for each in (_STATES if state is None else (state,))]
+        place = before[0], f"flow:{before[1]}"
+        lists = self._backend.listed("state", names, before=place, most=most, timeout_s=self._timeout_s)
+        return self._listed(key for _, key in heapq.nlargest(most, ((at, key) for each in lists for key, at in each)))
+
+    def _listed(self, keys: Iterable[str]) -> Sequence[FlowStatus]:
+        ids = [key.removeprefix("flow:") for key in keys]
+        texts = self._get(*map(row_key, ids)) if ids else []
+        rows = {each: unpacked(text) for each, text in zip(ids, texts, strict=True)}
+        return self._statuses({each: row for each, row in rows.items() if row is not None})
+
+    def counts(self) -> Mapping[str, int]:
+        """Return how many flows are in each state, as far as they are kept; `stalled` as that counts."""
+        names = [f"flow:{each}" for each in _STATES]
+        numbers = self._backend.count_listed(names, timeout_s=self._timeout_s)
+        return {**dict(zip(_STATES, numbers, strict=True)), "stalled": len(self.stalled()) if numbers[0] else 0}
+
+    def stalled(self, *, most: int = 100) -> Sequence[FlowStatus]:
+        """Return which of so many flows that have run longest are stalled (rule W11)."""
+        names, last = ["flow:running"], (inf, "")
+        [found] = self._backend.listed("queue", names, before=last, most=most, timeout_s=self._timeout_s)
+        return [each for each in self._listed(key for key, _ in found) if each.is_stalled]
+
+    def steps(self, id: str, *, first: int = 0, most: int = 50) -> Sequence[Status]:
+        """Return the records of a flow's steps that have one, in order, from this one on, and of its callbacks."""
+        row, at, keys = self._known(id), 0, list[str]()
+        for number, total in enumerate(row["totals"][: row["stage"] + 1]):
+            part = range(max(0, first - at), min(total, first - at + most))
+            keys += [f"{number}/{each}" if number in row["groups"] else str(number) for each in part]
+            at += total
+        ids = [step_id(id, key) for key in keys[:most]]
+        if first + most >= at:
+            ids += [step_id(id, key, row.get("life", 0)) for key in CALLBACKS]
+        return [each for each in self._records.find(ids, timeout_s=self._timeout_s) if each is not None]
+
+    def _statuses(self, rows: Mapping[str, FlowRow], *, looks: bool = False) -> Sequence[FlowStatus]:
+        """Return what is known of flows, in a few questions for all; of the open groups, one each."""
+        now = self._bridge.now()
+        groups = [(each, number) for each, row in rows.items() for number in row["groups"] if number <= row["stage"]]
+        keys = [group_key(*each) for each in groups]
+        found = self._backend.counts_of(keys, timeout_s=self._timeout_s) if keys else []
+        counted, oldest = dict(zip(groups, found, strict=True)), dict[str, str]()
+        for each, row in rows.items():
+            at = row["stage"]
+            if at not in row["groups"]:
+                oldest[each] = step_id(each, str(at))
+            elif looks or (row["state"] == "running" and now - row["created_at"] > _STALLED_S):
+                index = self._backend.first_open(group_key(each, at), row["totals"][at], timeout_s=self._timeout_s)
+                if index is not None:
+                    oldest[each] = step_id(each, f"{at}/{index}")
+        known = self._records.find([*oldest.values()], timeout_s=self._timeout_s)
+        records, waits = dict(zip(oldest, known, strict=True)), _once(self._bridge.counts)
+        return [
+            self._status(each, row, counted, oldest.get(each, ""), records.get(each), waits)
+            for each, row in rows.items()
+        ]
+
+    def _status(
+        self,
+        id: str,
+        row: FlowRow,
+        counted: Mapping[tuple[str, int], Counts],
+        oldest: str,
+        record: Status | None,
+        waits: Callable[[], Any],
+    ) -> FlowStatus:
+        at, total, own = row["stage"], sum(row["totals"]), counted.get((id, row["stage"]))
+        numbers = Counter[str](done=sum(number not in row["groups"] for number in range(at)))
+        for number in row["groups"]:
+            for name in ("done", "dead", "discarded", "cancelled"):
+                numbers[name] += getattr(counted.get((id, number)), name, 0)
+        is_over = own is None and record is not None and record.state in states.FINAL
+        if record is not None:
+            numbers[record.state] += is_over
+        with_broker = own.sent - own.ended if own is not None else int(record is not None and not is_over)
+        ended = sum(numbers[name] for name in ("done", "dead", "discarded", "cancelled"))
+        return FlowStatus(
+            id=id,
+            name=row["name"],
+            state=row["state"],
+            created_at=moment(row["created_at"]),
+            ended_at=moment(row.get("ended_at")),
+            stage=at + 1,
+            stages=len(row["totals"]),
+            total=total,
+            waiting=max(0, total - ended - max(0, with_broker)),
+            running=max(0, with_broker),
+            done=numbers["done"],
+            dead=numbers["dead"],
+            discarded=numbers["discarded"],
+            cancelled=numbers["cancelled"],
+            oldest="" if is_over else oldest,
+            end=end_of(id, row) if row.get("end") else None,
+            parent=row["parent"][0] if row.get("parent") else "",
+            is_stalled=row["state"] == "running" and self._is_stalled(row, oldest, record, waits),
+        )
+
+    def _is_stalled(self, row: FlowRow, oldest: str, record: Status | None, waits: Callable[[], Any]) -> bool:
+        """Return whether nothing goes on with a flow by itself: its oldest step is nowhere, or ended long ago."""
+        now = self._bridge.now()
+        if not oldest or row.get("sending") or row.get("reopened") or now - row["created_at"] < _STALLED_S:
+            return False  # there is an entry in the outbox, or there may be
+        if record is None:
+            return True
+        if record.state in states.FINAL:
+            return record.ended_at is not None and now - record.ended_at.timestamp() > _STALLED_S
+        heard = [record.enqueued_at, record.due_at, *(each.ended_at for each in record.attempts)]
+        if record.state not in states.WAITING or now - max(at.timestamp() for at in heard if at) < _STALLED_S:
+            return False
+        counts = waits()
+        return not counts.delayed and not counts.waiting.get(record.queue)
+
+    # What they return
+
+    def members(self, id: str, stage: int, first: int, count: int) -> Sequence[Any]:
+        """Return what members of a group have returned, from one on; with `collect`, their outcomes."""
+        row, plan = self._get(row_key(id), plan_key(id))
+        if unpacked(row) is None:
+            raise exceptions.NoSuchRecord(id)
+        collects = cast("Group", plan_of(plan)["stages"][stage])["on_error"] == "collect"
+        found = self._backend.members(group_key(id, stage), first, count, timeout_s=self._timeout_s)
+        made: list[Any] = []
+        for index, each in enumerate(found, first):
+            if each is None:
+                raise exceptions.NoSuchRecord(step_id(id, f"{stage}/{index}"))
+            ended, text = each
+            value = self._value(id, f"{stage}/{index}", text) if ended == "done" else None
+            if collects:
+                bad = bad_end(ended, text)
+                value = cast("Any", Outcome)(state=ended, value=value, reason=bad.reason, error=bad.error)
+            made.append(value)
+        return made
+
+    def _value(self, id: str, key: str, text: str | None) -> Any:
+        """Return what a step has returned, of JSON; of which class that may be says its task's declaration."""
+        if text is None or (codec.TYPED not in text and codec.RESULTS not in text):
+            return None if text is None else codec.loads(text)
+        record = self._records.get(step_id(id, key), timeout_s=self._timeout_s)
+        task = "" if record is None else record.task
+        return value_of(task, text, self._bridge.declaration_of(task))
+
+    def result(self, id: str, *, timeout: Duration | None = None) -> Any:
+        """Wait for a flow's end, and return what its last step has returned; see `FlowHandle.result`."""
+        deadline, row = deadline_of(timeout), self._driven(id)
+        if row["state"] in FINAL:
+            return self._outcome(id, row)
+        woken = locks.Event()
+        end_watch = self._backend.watch(row_key(id), woken.set)
+        try:
+            while True:
+                woken.clear()
+                left_s = deadline - monotonic()
+                if (row := self._again(id, row, left_s))["state"] in FINAL or left_s <= 0:
+                    return self._outcome(id, row)
+                woken.wait(max(0.0, min(left_s, _LOOK_AGAIN_S)))
+        finally:
+            end_watch()
+
+    async def aresult(self, id: str, *, timeout: Duration | None = None) -> Any:
+        """Do as `result` without blocking the event loop, and without holding a thread while it waits."""
+        import asyncio  # here, for a program that doesn't await need not import it
+
+        deadline, aside = deadline_of(timeout), self._bridge.results.aside
+        ask = asyncio.to_thread if self._bridge.settings.url.engine == "inline" else aside
+        row = await ask(lambda: self._driven(id))
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(woken.set)
+
+        end_watch = await aside(lambda: self._backend.watch(row_key(id), wake))
+        try:
+            while row["state"] not in FINAL:
+                woken.clear()
+                left_s = deadline - monotonic()
+                row = await aside(partial(self._again, id, row, left_s))
+                if row["state"] in FINAL or left_s <= 0:
+                    break
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(woken.wait(), max(0.0, min(left_s, _LOOK_AGAIN_S)))
+            return await aside(lambda: self._outcome(id, row))
+        finally:
+            await asyncio.shield(aside(end_watch))
+
+    def _again(self, id: str, row: FlowRow, left_s: float) -> FlowRow:
+        """Return a flow's row; the one that was read before, if the store is away and there is time left."""
+        try:
+            return self._known(id)
+        except exceptions.StoreUnavailable:
+            if left_s <= 0:
+                raise
+            return row
+
+    def _driven(self, id: str) -> FlowRow:
+        """Return a flow's row, after what waits has been run where nobody else would."""
+        row = self._known(id)
+        if row["state"] not in FINAL and self._bridge.settings.url.engine == "inline" and running.get() is None:
+            nothing_is_left = self._bridge.run_until(lambda: self._known(id)["state"] in FINAL)
+            row = self._known(id)
+            if nothing_is_left and row["state"] not in FINAL:
+                raise exceptions.ResultTimeout(id, row["state"], "and nothing is left to run")
+        return row
+
+    def _outcome(self, id: str, row: FlowRow) -> Any:
+        """Return what a flow has returned; raise if it has not."""
+        end, last = end_of(id, row), len(row["totals"]) - 1
+        match row["state"]:
+            case "done":
+                given = row.get("given", "null")
+                if last in row["groups"]:
+                    flow, stage, total, collects = codec.from_json(given)["v"]
+                    return Results[Any](flow, stage, total, collects, self.members)
+                if row.get("lost"):
+                    raise exceptions.ResultNotEncodable(id=step_id(id, str(last)), task="", problem=row["lost"])
+                return self._value(id, str(last), given)
+            case "failed" if end.ended == "dead":
+                facts = {"reason": end.reason, "type": end.error_type, "message": end.error}
+                raise exceptions.TaskFailed(id=end.step, task=end.task, traceback="", **facts)
+            case "failed" if end.ended == "discarded":
+                raise exceptions.TaskDiscarded(id=end.step, task=end.task, reason=end.reason)
+            case "failed" | "cancelled":
+                raise exceptions.TaskCancelled(id=end.step or id, task=end.task or row["name"])
+            case _:
+                raise exceptions.ResultTimeout(id, row["state"], "in time")
+
+
+def _once(ask: Callable[[], Any]) -> Callable[[], Any]:
+    found: list[Any] = []
+
+    def answer() -> Any:
+        if not found:
+            found.append(ask())
+        return found[0]
+
+    return answer
