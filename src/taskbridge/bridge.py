@@ -22,7 +22,7 @@ from taskbridge.probe import DECLARATION as PROBE
 from taskbridge.retry import RetryPolicy
 from taskbridge.routing import Queue, QueueType, check_known
 from taskbridge.sending import Sending, check_priority
-from taskbridge.tasks import AsyncTask, Call, Sendable, Task
+from taskbridge.tasks import AsyncTask, Call, Task
 
 if TYPE_CHECKING:
     from taskbridge.brokers.base import Broker, Counts
@@ -462,17 +462,17 @@ class Bridge(Parts):
 
     # Sending
 
-    def named(self, task: str) -> Sendable[..., Any]:
+    def named(self, task: str) -> Task[..., Any]:
         """Return a task by its name, to be sent; another process may declare it, and runs it (rule S10).
 
         If this process does not, messages go where the routes say, or to the default queue, unless `using` says
-        otherwise, and their arguments are not looked at before a worker has them. For what can't be the name of a task
-        this raises `DeclarationError`.
+        otherwise, their arguments are not looked at before a worker has them, and a plain call is a `TypeError`. For
+        what can't be the name of a task this raises `DeclarationError`.
         """
         declaration = self._tasks.get(task)
         if declaration is None or declaration is PROBE:
-            return Sendable(self._sending, undeclared(task))
-        return Sendable(self._sending, declaration)
+            declaration = undeclared(task)
+        return Task(self._sending, declaration)
 
     def send(self, task: str, /, *args: Any, **kwargs: Any) -> Handle[Any]:
         """Send a task by its name, as in `bridge.send("shop.report", "eu")`; see `named` and `Task.send`."""

@@ -347,7 +347,7 @@ def _plain(value: Any, left: int) -> Any:
     if kind.__name__ == "Results" and kind.__module__ == "taskbridge.flows.results":  # few processes import it
         return {TAG: "results", "v": list(value.parts)}
     if kind.__name__ == "FlowEnd" and kind.__module__ == "taskbridge.flows.states":
-        return {TAG: "flow end", "v": vars(value)}
+        return {TAG: "flow end", "v": cast("dict[str, Any]", vars(value))}
     if kind.__module__ == "uuid" and kind.__name__ == "UUID":  # not imported for this, which takes 2 ms
         return {TAG: "UUID", "v": value.hex}
     if (plain := plain_copy(value)) is not value:

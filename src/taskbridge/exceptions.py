@@ -175,10 +175,11 @@ class UniqueConflict(TaskBridgeError):
 
 
 class IdempotencyConflict(TaskBridgeError):
-    """There is a message of this `id` already, of another task or with other arguments (rule U6)."""
+    """There is a message of this `id` already, of another task or with other arguments (rule U6); or a flow (W2)."""
 
-    def __init__(self, *, id: str, task: str) -> None:
-        problem = f"there is a message {id!r} already, of another call than this one of task {task!r}"
+    def __init__(self, *, id: str, task: str, kind: str = "message") -> None:
+        other = "of another call" if kind == "message" else "of other calls"
+        problem = f"there is a {kind} {id!r} already, {other} than this one of task {task!r}"
         super().__init__(f"{problem}: an id is for one call, so make it of all that tells calls apart")
         self.id = id
         self.task = task

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from taskbridge import codec, exceptions, locks
 from taskbridge.context import running
 from taskbridge.durations import Duration, seconds
+from taskbridge.flows.results import read_by
 from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
 from taskbridge.message import is_id
@@ -142,7 +143,11 @@ class MessageResults:
         """Return the outcome of a record; raise `ResultTimeout` if it is not final."""
         if record.state not in FINAL:
             raise exceptions.ResultTimeout(record.id, record.state, "in time")
-        return outcome_of(record, self._bridge.declaration_of(record.task))
+        with read_by(self._members):
+            return outcome_of(record, self._bridge.declaration_of(record.task))
+
+    def _members(self, *part: Any) -> Sequence[Any]:
+        return self._bridge.flows.members(*part)  # imported only if a result is one of a group
 
     def _again(self, records: Records, id: str, deadline: float) -> Status | None:
         """Return the record if it is final, or no time is left; None if there is more to wait for."""
@@ -252,12 +257,13 @@ def value_of(task: str, text: str, declaration: Declaration | None) -> Any:
         return value
     from taskbridge.hints import NO_HINTS  # here, for few results are of a class
 
-    if declaration is None:
+    if declaration is None and codec.TYPED in text:
         remedy = "import the module that declares it, whose type hints say how to make it"
         problem = f"the result of task {task!r} is of a class, and the task is not known here"
         raise exceptions.DecodeError(f"{problem}: {remedy}")
     try:
-        return (declaration.hints or NO_HINTS).result.received(value, "result")
+        hints = None if declaration is None else declaration.hints
+        return (hints or NO_HINTS).result.received(value, "result")
     except TypeError as exc:
         raise exceptions.DecodeError(str(exc)) from exc
 

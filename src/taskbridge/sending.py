@@ -282,20 +282,25 @@ class Sending:
         """Return in how many seconds a time is; raise `ValueError` if it is none for a delay."""
         return _wait_s(when, self._now)
 
+    @property
+    def diverted(self) -> Broker | None:
+        """What takes messages in the place of the broker; see `divert`."""
+        return self._diverted
+
     def holds(self, act: Callable[[], object]) -> bool:
         """Have something done when the open transactions are committed for which sends wait; False if none is open.
 
-        Raises `UnsupportedError` if sends are to go into the application's outbox.
+        Raises `UnsupportedError` if sends are to go into the outbox of an application that has one open.
         """
         names, sends = self._bridge.settings.commit, self._bridge.transactions
-        if names is None:
+        if names is None or sends is None:
             return False
-        if names == ("outbox",):
-            remedy = "a flow is no part of an application's outbox: send it when the transaction is committed"
-            raise UnsupportedError(
-                "OB1", self._bridge.settings.url.target, f"{remedy} (transaction.on_commit(flow.send))"
-            )
-        databases = [] if sends is None else [*sends.open_on(names)]
+        is_for_outbox = names == ("outbox",)
+        databases = [*sends.open_on(("default",) if is_for_outbox else names)]
+        if databases and is_for_outbox:
+            problem = "a flow is no part of an application's outbox: send it when the transaction is committed"
+            target = self._bridge.settings.url.target
+            raise UnsupportedError("OB1", target, f"{problem} (transaction.on_commit(flow.send))")
         left = len(databases)
 
         def committed(_: object) -> None:
@@ -305,7 +310,7 @@ class Sending:
                 act()
 
         for database in databases:
-            cast("Sends", sends).hold(database, [act], committed)
+            sends.hold(database, [act], committed)
         return bool(databases)
 
     # What waits for a transaction, or is put into the application's outbox

@@ -122,9 +122,8 @@ class Call(Generic[R_co]):
 
     def encoded(self) -> tuple[str, str, int]:
         """Return `Message.args_json`, `kwargs_json` and `form`, which they need; raises `EncodeError`."""
-        args, kwargs, hints, form = self.args, self.kwargs, self.declaration.hints, 1
-        if hints is not None:
-            args, kwargs = hints.lowered(args, kwargs)
+        hints, form = self.declaration.hints, 1
+        args, kwargs = (self.args, self.kwargs) if hints is None else hints.lowered(self.args, self.kwargs)
         args_json = codec.dumps_array(args, "args")
         kwargs_json = codec.dumps_object(kwargs, "kwargs") if kwargs else "{}"
         if codec.TAGGED in args_json or codec.TAGGED in kwargs_json:  # most hold none

@@ -368,6 +368,7 @@ async def flows() -> None:
     assert_type(one.then(double).send().status(), FlowStatus)
     assert_type(await one.then(double).send().acancel(), FlowStatus)
     assert_type(one.then(double).send().retry().is_final, bool)
+    assert_type(one.then(bridge.named("shop.report"), channel="ops"), Flow[Any])
     assert_type(become(one), int)
     assert_type(fan_out.send(["a"]), Handle[int])
     assert_type(fan_out.call(["a"]).then(double), Flow[int])

@@ -19,7 +19,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_init_makes_tables_once(run: Run, tmp_path: Path) -> None:
-    assert run("store", "init", "shop").stdout == "sqlite:///shop.db: made the tables, of version 3\n"
+    assert run("store", "init", "shop").stdout == "sqlite:///shop.db: made the tables, of version 4\n"
     assert (tmp_path / "shop.db").exists()
     for arguments, variables in (
         (["shop"], {}),
@@ -27,7 +27,7 @@ def test_init_makes_tables_once(run: Run, tmp_path: Path) -> None:
         ([], {"TASKBRIDGE_STORE": "sqlite:///shop.db"}),
     ):
         done = run("store", "init", *arguments, **variables)
-        assert (done.stdout, done.returncode) == ("sqlite:///shop.db: the tables are there, of version 3\n", 0)
+        assert (done.stdout, done.returncode) == ("sqlite:///shop.db: the tables are there, of version 4\n", 0)
 
 
 def test_init_needs_a_store_that_answers(run: Run) -> None:

@@ -31,6 +31,7 @@ from taskbridge import (
 )
 from taskbridge.context import current, entered
 from taskbridge.declaration import declare
+from taskbridge.flows.plan import LONGEST_FLOW_ID
 from taskbridge.results import outcome_of
 from taskbridge.retry import Become
 from taskbridge.stores.states import Status
@@ -224,43 +225,49 @@ def test_what_a_generator_gives_that_is_no_call_is_refused_as_it_is_read() -> No
     with pytest.raises(ValueError, match="of one bridge"):
         list(stage.members)
     with pytest.raises(TypeError, match="a flow is made of"):
-        group(each for each in ["a"])  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
+        group(each for each in ["a"])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 # What is refused
 
+step: Any = load  # of no type: what checkers refuse too is tried
+
 _REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
-        lambda: load.call(1).then(len),
+        lambda: step.call(1).then(len),
         TypeError,
         "then takes a task and its other arguments, not <built-in function len>",
     ),
-    (lambda: load.call(1).on_end(print), TypeError, r"on_end takes a task .* is it a @task\?"),
-    (lambda: load.call(1).then(load.call(2)), TypeError, r"not a call: write then\(load, ...\), or then_call"),
-    (lambda: load.call(1).then_call(load), TypeError, "then_call takes what .* for a task: then"),
-    (lambda: load.call(1).then(load, 2), TypeError, r"load\(number\) can't be called .*too many positional arguments"),
-    (lambda: load.call(1).then(untyped_pair()), TypeError, "missing a required argument: 'second'"),
-    (lambda: load.call(1).then(load, colour=2), TypeError, "unexpected keyword argument 'colour'"),
-    (lambda: load.call(1).on_failure(alarm, place="ops"), TypeError, "unexpected keyword argument 'place'"),
-    (lambda: load.call(1).then(unique), ValueError, "task 'unique' is unique"),
+    (lambda: step.call(1).on_end(print), TypeError, r"on_end takes a task .* is it a @task\?"),
+    (lambda: step.call(1).then(load.call(2)), TypeError, r"not a call: write then\(load, ...\), or then_call"),
+    (lambda: step.call(1).then_call(load), TypeError, "then_call takes what .* for a task: then"),
+    (lambda: step.call(1).then(load, 2), TypeError, r"load\(number\) can't be called .*too many positional arguments"),
+    (lambda: step.call(1).then(untyped_pair()), TypeError, "missing a required argument: 'second'"),
+    (lambda: step.call(1).then(load, colour=2), TypeError, "unexpected keyword argument 'colour'"),
+    (lambda: step.call(1).on_failure(alarm, place="ops"), TypeError, "unexpected keyword argument 'place'"),
+    (lambda: step.call(1).then(unique), ValueError, "task 'unique' is unique"),
     (lambda: unique.call(1).then(load), ValueError, "task 'unique' is unique"),
     (lambda: group([unique.call(1)]), ValueError, "task 'unique' is unique"),
     (lambda: load.using(id="x").call(1).then(load), ValueError, r"leave 'x' out, and use flow.using\(id=...\)"),
-    (lambda: load.call(1).then(load.using(id="x")), ValueError, "the flow gives its steps their ids"),
+    (lambda: step.call(1).then(load.using(id="x")), ValueError, "the flow gives its steps their ids"),
     (lambda: group([load.using(id="x").call(1)]), ValueError, "the flow gives its steps their ids"),
     (lambda: load.on_commit.call(1).then(load), ValueError, r"use transaction.on_commit\(flow.send\)"),
-    (lambda: load.call(1).on_end(alarm.using(commit="outbox")), ValueError, "no step waits for a commit"),
-    (lambda: load.call(1).then(foreign), ValueError, "tasks of one bridge"),
-    (lambda: load.call(1).then_call(foreign.call(1)), ValueError, "tasks of one bridge"),
-    (lambda: load.call(1).then_call(group([foreign.call(1)])), ValueError, "tasks of one bridge"),
+    (lambda: step.call(1).on_end(alarm.using(commit="outbox")), ValueError, "no step waits for a commit"),
+    (lambda: step.call(1).then(foreign), ValueError, "tasks of one bridge"),
+    (lambda: step.call(1).then_call(foreign.call(1)), ValueError, "tasks of one bridge"),
+    (lambda: step.call(1).then_call(group([foreign.call(1)])), ValueError, "tasks of one bridge"),
     (lambda: group([load.call(1), foreign.call(1)]), ValueError, "tasks of one bridge"),
-    (lambda: load.call(1).on_end(alarm).on_end(alarm), ValueError, "a flow has one on_end"),
-    (lambda: load.call(1).on_failure(alarm).on_failure(alarm), ValueError, "a flow has one on_failure"),
-    (lambda: load.call(1).then_call(load.call(2).on_end(alarm)), ValueError, "one id and one set of callbacks"),
-    (lambda: load.call(1).then_call(load.call(2).then(load).using(id="x")), ValueError, "one id and one set"),
-    (lambda: load.call(1).then(load).using(id=""), ValueError, "a flow's id is text of 1 to 247 bytes"),
-    (lambda: load.call(1).then(load).using(id="x" * 248), ValueError, "a flow's id is text of 1 to 247 bytes"),
-    (lambda: load.call(1).then(load).using(id="a\tb"), ValueError, "without control characters"),
+    (lambda: step.call(1).on_end(alarm).on_end(alarm), ValueError, "a flow has one on_end"),
+    (lambda: step.call(1).on_failure(alarm).on_failure(alarm), ValueError, "a flow has one on_failure"),
+    (lambda: step.call(1).then_call(load.call(2).on_end(alarm)), ValueError, "one id and one set of callbacks"),
+    (lambda: step.call(1).then_call(load.call(2).then(load).using(id="x")), ValueError, "one id and one set"),
+    (lambda: step.call(1).then(load).using(id=""), ValueError, f"a flow's id is text of 1 to {LONGEST_FLOW_ID} bytes"),
+    (
+        lambda: step.call(1).then(load).using(id="x" * (LONGEST_FLOW_ID + 1)),
+        ValueError,
+        f"a flow's id is text of 1 to {LONGEST_FLOW_ID} bytes",
+    ),
+    (lambda: step.call(1).then(load).using(id="a\tb"), ValueError, "without control characters"),
 ]
 
 
@@ -335,9 +342,9 @@ def test_a_group_gives_results_and_callbacks_get_a_flow_end() -> None:
     group([load.call(1)]).then(untyped)
     load.call(1).on_end(untyped)
     with pytest.raises(TypeError, match=r"task 'load' takes int first, and then gives it .*Results"):
-        group([load.call(1)]).then(load)
+        group([step.call(1)]).then(step)
     with pytest.raises(TypeError, match=r"task 'load' takes int first, and on_failure gives it .*FlowEnd"):
-        load.call(1).on_failure(load)
+        load.call(1).on_failure(step)
 
 
 def test_a_task_known_by_its_name_alone_takes_any_result() -> None:
@@ -583,6 +590,19 @@ def test_the_results_of_a_group_are_read_by_who_has_its_handle_and_by_a_task() -
     assert list(flow.send().result(timeout=60)) == list(range(120))
     assert flow.then(total).send().result(timeout=60) == sum(range(120))
     assert flow.then(pack).send().result(timeout=60) == list(range(120))
+
+
+@pytest.mark.usefixtures("shop")
+def test_results_that_are_found_in_results_are_read_as_these_are() -> None:
+    nested = group([nest.call(2), nest.call(3)], on_error="collect").send().result(timeout=60)
+    assert [list(each.value or ()) for each in nested] == [[0, 1], [0, 1, 2]]
+    assert list(group([nest.call(2)]).send().result(timeout=60)[0]) == [0, 1]
+    assert list(nest.send(2).result(timeout=60)) == [0, 1]
+
+
+@bridge.task(name="nest")
+def nest(width: int) -> Results[int]:
+    return become(group(load.call(number) for number in range(width)))
 
 
 @bridge.task(name="pack")

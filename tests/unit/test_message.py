@@ -115,7 +115,7 @@ def test_other_values_of_headers_are_refused(value: str) -> None:
 
 
 def test_a_newer_form_is_told_from_a_broken_one() -> None:
-    newer = FORM_1["message"].replace('"form":1', '"form":3')
+    newer = FORM_1["message"].replace('"form":1', '"form":4')
 
     with pytest.raises(NewerFormError):
         loads(newer)

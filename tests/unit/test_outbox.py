@@ -364,7 +364,7 @@ class OnePause(threading.Event):
 @pytest.mark.parametrize(
     ("url", "unique", "pause_s"),
     [
-        ("celery+redis://localhost:1/0", False, 5.0),
+        ("celery+redis://localhost:1/0", False, 2.0),
         ("celery+redis://localhost:1/0", True, 0.4),
         ("celery+memory://", False, 0.4),
     ],

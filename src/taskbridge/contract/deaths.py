@@ -78,6 +78,8 @@ _PLACES: Final[Mapping[str, Place]] = {
     "buried": Place(at="taskbridge.engines.settle:bury", when="after"),
     "unrecorded": Place(at="taskbridge.engines.settle:_record", when="before"),
     "recorded": Place(at="taskbridge.engines.settle:_record", when="after"),
+    "uncounted": Place(at="taskbridge.flows.counting:count", when="before"),
+    "counted": Place(at="taskbridge.flows.counting:count", when="after"),
     "settled": Place(at="taskbridge.engines.settle:finish", when="after"),
     "due redis": Place(at="taskbridge.brokers.redis.pump:Pump._settle", when="before", matters=_something_is_due),
     "promoted redis": Place(at="taskbridge.brokers.redis.pump:Pump._settle", when="after", matters=_something_is_due),
@@ -92,6 +94,9 @@ RUNNING: Final = ("fetched", "taken", "marked", "ran", "parked", "buried", "sett
 
 RECORDING: Final = ("unrecorded", "recorded")
 """The places beside the recording of what became of an attempt."""
+
+FLOWING: Final = ("uncounted", "counted")
+"""The places beside the counting of a step of a flow."""
 
 PROMOTING: Final = ("due", "promoted")
 """The places that a parked message comes through."""

@@ -59,6 +59,7 @@ class EnvironmentSpec:
         requeue_pause_s: The setting of this name.
         max_message_bytes: The setting of this name.
         queue_type: The setting of this name; None leaves it as it is.
+        result_ttl_s: The setting `result_ttl`; None leaves it as it is.
         stored: Whether attempt marks live in the target's store, if its broker keeps none.
         shared: Whether scenarios may share it; each has one of its own otherwise.
         quiet: Whether nothing else may run meanwhile, for what is to be on time on an idle worker.
@@ -75,6 +76,7 @@ class EnvironmentSpec:
     requeue_pause_s: float = 1.0
     max_message_bytes: int = 100_000
     queue_type: Literal["classic", "quorum"] | None = None
+    result_ttl_s: float | None = None
     stored: bool = False
     shared: bool = False
     quiet: bool = False
@@ -194,6 +196,8 @@ class Environment:
         }
         if spec.queue_type is not None:
             settings["queue_type"] = spec.queue_type
+        if spec.result_ttl_s is not None:
+            settings["result_ttl"] = spec.result_ttl_s
         if spec.stored and not self.target.keeps_marks and self.target.store is not None:
             settings["store"] = self.target.store
         return settings

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final, Literal, cast
 
 from typing_extensions import Self
 
@@ -56,8 +56,19 @@ POLICIES: Final[Mapping[str, RetryPolicy]] = {
 """The policies that a program may be sent under, by name; the suite declares one task for each."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
+class Brief:
+    """Shows of a dataclass what is not as it is by default; first its mark, if it has one."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        own = [(each.name, getattr(self, each.name), each.default) for each in fields(cast("Any", self))]
+        shown = [f"{name}={value!r}" for name, value, usual in own if value != usual and name != "mark"]
+        return f"{getattr(self, 'mark', type(self).__name__)}({', '.join(shown)})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Step(Brief):
     """What one attempt does: it waits, if it is told to, and then it ends in one way.
 
     Attributes:

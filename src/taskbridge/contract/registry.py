@@ -39,6 +39,9 @@ SHORT_GRACE: Final = EnvironmentSpec(name="short grace", grace_s=8)
 SHORT_LEASE: Final = EnvironmentSpec(name="short lease", lease_s=5)
 STORED: Final = EnvironmentSpec(name="stored", lease_s=5, grace_s=2, stored=True)
 LONG_LEASE: Final = EnvironmentSpec(name="long lease", grace_s=2, stored=True)
+FORGETFUL: Final = EnvironmentSpec(name="forgetful", lease_s=5, grace_s=2, stored=True, result_ttl_s=1)
+"""One whose records are kept for a second after their end."""
+
 SHORT_GRACE_AND_LEASE: Final = EnvironmentSpec(name="short grace and lease", grace_s=2, lease_s=5)
 
 QUORUM: Final = EnvironmentSpec(name="quorum", queue_type="quorum")

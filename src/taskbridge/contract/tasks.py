@@ -21,7 +21,8 @@ from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
-from taskbridge import Bridge, Context, Discard, Event, ResultInTask, Retry, RetryPolicy, Task, Unique, current
+from taskbridge import Bridge, Context, Discard, Event, ResultInTask, Retry, RetryPolicy, Task, Unique, become, current
+from taskbridge.contract.flow_plan import Part, told
 from taskbridge.contract.odd_errors import ODD_ERRORS
 from taskbridge.contract.probe import END, START, Probe
 from taskbridge.contract.program import ERRORS, POLICIES, PermanentError, Step, TransientError
@@ -166,6 +167,7 @@ class Tasks:
     Attributes:
         programs: By the name of their policy.
         unique: By the name of what makes their messages the same.
+        parts: Those of which flows are made, by the name of their policy.
     """
 
     def __init__(self, bridge: Bridge, folder: Path, variant: Variant | None = None) -> None:
@@ -183,6 +185,11 @@ class Tasks:
             name: bridge.task(name=f"contract.unique.{name}", retry=twice, unique=unique)(self._keyed)
             for name, unique in UNIQUE.items()
         }
+        self.parts: Mapping[str, Task[[Any, dict[str, Any]], Any]] = {
+            name: bridge.task(name=f"contract.part.{name}", retry=POLICIES[name])(self._part)
+            for name in ("once", "twice")
+        }
+        self.counted: Final = bridge.task(name="contract.counted")(_counted)
         self.default: Final = bridge.task(name="contract.program.default")(self._program)
         self.unrecorded: Final = bridge.task(name="contract.program.unrecorded", results=False)(self._program)
         self.decorated: Final = bridge.task(name="contract.decorated", queue="decorated")(self._program)
@@ -380,6 +387,21 @@ class Tasks:
             self._ended(context, ending)
         return f"result of {context.id}"
 
+    def _part(self, given: Any, part: dict[str, Any]) -> Any:
+        """Do what a part of a flow says, and tell what it was given."""
+        context, plan = current(), Part.of(part)
+        self._started(context, mark=plan.mark, given=told(given))
+        ending = "returned"
+        try:
+            if not (plan.heals and self._gate(plan.heals).exists()):
+                self._perform(Step.of(part["steps"], context.attempt))
+        except BaseException as exc:
+            ending = type(exc).__name__
+            raise
+        finally:
+            self._ended(context, ending, mark=plan.mark)
+        return plan.mark if plan.becomes is None else become(plan.becomes.built(self.parts))
+
     async def _coroutine(self, steps: list[dict[str, Any]]) -> str:
         context = current()
         step = Step.of(steps, context.attempt)
@@ -548,6 +570,10 @@ class Tasks:
         if TELL in message.headers:
             data |= {"arguments": describe(event.arguments), "form": message.form}
         self.probe.write(event.name, id=message.id, attempt=message.attempt, **data)
+
+
+def _counted(number: int, more: int = 0) -> int:
+    return number + more
 
 
 def _wait_until(seen: Callable[[], bool]) -> None:

@@ -145,7 +145,7 @@ class Cancellations(Background):
 
 
 def _of_its_flows(message: Message) -> list[str]:
-    from taskbridge.flows.plan import step_lives  # here, for few messages are in a flow
+    from taskbridge.stores.steps import step_lives  # here, for few messages are in a flow
 
     return step_lives(message.flow)
 

@@ -13,99 +13,25 @@ step's key, so that whoever publishes one again makes the same message (rule W3)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast
 
 from typing_extensions import Required
 
 from taskbridge import codec
-from taskbridge.durations import moment, seconds, timestamp
+from taskbridge.durations import moment
 from taskbridge.exceptions import DecodeError
-from taskbridge.flows.states import Bad, FlowEnd, FlowState, OnError
+from taskbridge.flows.states import FlowEnd, FlowState, OnError
 from taskbridge.locks import no_fork
 from taskbridge.message import FLOW_FORM, LONGEST_ID, Message
-from taskbridge.retry import ErrorInfo
-from taskbridge.stores.backend import Counted
-from taskbridge.stores.entries import OF_FLOWS
+from taskbridge.stores.steps import Place
 
 if TYPE_CHECKING:
-    from taskbridge.tasks import Call
+    pass
 
 PAGE: Final = 100
 """How many calls are kept in one text; those of a group of at most as many are in its plan."""
 
-CALLBACKS: Final = ("failure", "end")
 LONGEST_FLOW_ID: Final = LONGEST_ID - 5  # bytes: flows are listed by `flow:ID`, as messages are by their ids
-
-
-class Place(NamedTuple):
-    """The place of a step in its flow, as `Message.flow` says it.
-
-    Attributes:
-        flow: The flow's id.
-        key: The stage, or stage and member as `1/17`; or `failure` or `end`.
-        life: How often the flow had been reopened before.
-        total: Of a group's member, how many members the group has; else 0.
-        flags: `r` its result is kept for what follows; `b` one that ends badly ends the flow; `a` its end lets another
-            one begin; `g` its first argument is what the stage before has returned, and is read as it starts.
-        above: The flows of which this one is a step, by `become`, each by its id and its life.
-    """
-
-    flow: str
-    key: str
-    life: int = 0
-    total: int = 0
-    flags: str = ""
-    above: tuple[Any, ...] = ()
-
-    @property
-    def stage(self) -> int:
-        """The number of its stage; 0 is the first."""
-        return int(self.key.partition("/")[0])
-
-    @property
-    def member(self) -> int | None:
-        """Which member of a group it is; None for a single step or a callback."""
-        index = self.key.partition("/")[2]
-        return int(index) if index else None
-
-    @property
-    def is_callback(self) -> bool:
-        """Whether it is called as the flow has ended, and so runs though the flow has."""
-        return self.key in CALLBACKS
-
-    def dumps(self) -> str:
-        """Return the text that `place_of` reads."""
-        return "\t".join(map(str, (*self[:5], *self.above)))
-
-
-def place_of(text: str) -> Place:
-    """Return the place that a message's `flow` names."""
-    flow, key, life, total, flags, *above = text.split("\t")
-    return Place(flow, key, int(life), int(total), flags, tuple(above))
-
-
-def life_of_flow(flow_id: str, life: int | str) -> str:
-    """Return what is told in the list of cancellations if a flow is over: no life of a message has two tabs."""
-    return f"{OF_FLOWS}{flow_id}\t{life}"
-
-
-def step_lives(flow: str) -> list[str]:
-    """Return those of the flows that a message's `flow` names; none if its step starts though the flow is over."""
-    place = place_of(flow)
-    pairs = [place.flow, place.life, *place.above]
-    return [] if place.is_callback else [life_of_flow(*each) for each in zip(pairs[::2], pairs[1::2], strict=False)]
-
-
-def entry_id(flow_id: str, what: str, life: int) -> str:
-    """Return the id of an entry of the outbox that has a flow looked after; each reason for that has its own."""
-    return f"{OF_FLOWS}{flow_id}\t{what}.{life}"
-
-
-def flow_of_entry(id: str) -> str | None:
-    """Return the flow that an entry of the outbox is about; None if it is about a message."""
-    return id.split("\t")[1] if id.startswith(OF_FLOWS) else None
 
 
 def row_key(flow_id: str) -> str:
@@ -116,11 +42,6 @@ def row_key(flow_id: str) -> str:
 def plan_key(flow_id: str) -> str:
     """Return the key of a flow's plan."""
     return f"flow:{flow_id}:plan"
-
-
-def group_key(flow_id: str, stage: int) -> str:
-    """Return the key by which a backend counts a group."""
-    return f"flow:{flow_id}:group:{stage}"
 
 
 def calls_key(flow_id: str, stage: int, page: int) -> str:
@@ -153,24 +74,6 @@ class Spec(TypedDict, total=False):
     expires_at: float
     headers: dict[str, Any]
     takes: bool
-
-
-def spec_of(call: Call[Any], home: str, *, takes: bool = False) -> str:
-    """Return a call as JSON: a `Spec`."""
-    args, kwargs, _ = call.encoded()
-    options, text = call.options, ""
-    more: dict[str, Any] = {"queue": options.queue, "priority": options.priority, "takes": takes or None}
-    more |= {"headers": dict(options.headers) or None}
-    if options.expires is not None:
-        at = isinstance(options.expires, datetime)
-        its: Any = options.expires
-        value = timestamp(its, name="expires") if at else seconds(its, name="expires")
-        more["expires_at" if at else "expires_s"] = value
-    given = {name: value for name, value in more.items() if value is not None}
-    if given:
-        text = f",{codec.to_json(given)[1:-1]}"
-    head = f'{{"task":{codec.to_json(call.declaration.name)},"home":{codec.to_json(home)}'
-    return f'{head},"args":{args},"kwargs":{kwargs}{text}}}'
 
 
 class Group(TypedDict):
@@ -279,29 +182,6 @@ def end_of(flow_id: str, row: FlowRow) -> FlowEnd:
     step, task, ended, reason, kind, text = [*row.get("end", ()), *[""] * 6][:6]
     head = {"id": flow_id, "name": row["name"], "state": row["state"]}
     return FlowEnd(**head, step=step, task=task, ended=ended, reason=reason, error_type=kind, error=text)
-
-
-@dataclass(frozen=True, slots=True)
-class BadEnd:
-    """How a step ended badly, and what is kept of that."""
-
-    ended: Bad
-    reason: str = ""
-    error: ErrorInfo | None = None
-
-    def dumps(self) -> str:
-        """Return what a group keeps of it."""
-        return codec.to_json([self.reason, *((self.error.type, self.error.message) if self.error else ("", ""))])
-
-
-def bad_end(ended: Counted, text: str | None) -> BadEnd:
-    """Return what a group has kept of a member that ended badly."""
-    try:
-        reason, kind, message = codec.from_json(text or "")
-        error = ErrorInfo(type=str(kind), message=str(message)) if kind else None
-        return BadEnd(cast("Bad", ended), str(reason), error)
-    except (ValueError, TypeError):
-        return BadEnd(cast("Bad", ended))
 
 
 def made(

@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from taskbridge import codec
+from taskbridge.durations import seconds, timestamp
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, MessageTooLarge, UnsupportedError
 from taskbridge.flows.plan import (
     PAGE,
     FlowRow,
     Group,
-    Place,
     Plan,
     Spec,
     calls_key,
     end_of,
-    entry_id,
-    group_key,
     is_group,
     made,
     plan_text,
-    spec_of,
 )
 from taskbridge.flows.reading import Reading
 from taskbridge.hooks import Event, HookName
@@ -37,6 +35,7 @@ from taskbridge.stores.backend import ABSENT, Commit, Entry, Write
 from taskbridge.stores.claims import OWN_S
 from taskbridge.stores.entries import Held, held
 from taskbridge.stores.records import key_of
+from taskbridge.stores.steps import Place, entry_id, group_key
 
 if TYPE_CHECKING:
     from taskbridge.brokers.redis import RedisBroker
@@ -132,7 +131,7 @@ class Publishing(Reading):
             raise UnsupportedError("W1", bridge.settings.url.target, problem)
         if call.options.queue is not None:
             check_known(call.options.queue, bridge.queues())
-        text = spec_of(call, bridge.queue_of(name), takes=takes)
+        text = _spec_of(call, bridge.queue_of(name), takes=takes)
         if len(text) > most and (size := sum(map(len, call.encoded()[:2]))) > most:
             raise MessageTooLarge(name, size, most)
         return text
@@ -290,6 +289,24 @@ class Publishing(Reading):
             while any(self._get(*(keys := [calls_key(id, stage, each) for each in range(page, page + PAGE)]))):
                 self._backend.remove(keys, timeout_s=self._timeout_s)
                 page += PAGE
+
+
+def _spec_of(call: Call[Any], home: str, *, takes: bool = False) -> str:
+    """Return a call as JSON: a `Spec`."""
+    args, kwargs, _ = call.encoded()
+    options, text = call.options, ""
+    more: dict[str, Any] = {"queue": options.queue, "priority": options.priority, "takes": takes or None}
+    more |= {"headers": dict(options.headers) or None}
+    if options.expires is not None:
+        at = isinstance(options.expires, datetime)
+        its: Any = options.expires
+        value = timestamp(its, name="expires") if at else seconds(its, name="expires")
+        more["expires_at" if at else "expires_s"] = value
+    given = {name: value for name, value in more.items() if value is not None}
+    if given:
+        text = f",{codec.to_json(given)[1:-1]}"
+    head = f'{{"task":{codec.to_json(call.declaration.name)},"home":{codec.to_json(home)}'
+    return f'{head},"args":{args},"kwargs":{kwargs}{text}}}'
 
 
 def _pages(calls: Iterable[Call[Any]]) -> Iterator[list[Call[Any]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -15,23 +15,22 @@ from taskbridge import codec, exceptions, locks
 from taskbridge.context import running
 from taskbridge.durations import Duration, moment
 from taskbridge.flows.plan import (
-    CALLBACKS,
     FlowRow,
     Group,
-    bad_end,
     end_of,
-    group_key,
     plan_key,
     plan_of,
     row_key,
     step_id,
     unpacked,
 )
-from taskbridge.flows.results import Results
+from taskbridge.flows.results import Results, read_by
 from taskbridge.flows.states import FINAL, FlowState, FlowStatus, Outcome
 from taskbridge.results import deadline_of, value_of
 from taskbridge.stores import states
+from taskbridge.stores.backend import Listed
 from taskbridge.stores.states import Status
+from taskbridge.stores.steps import CALLBACKS, bad_end, group_key
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
@@ -110,13 +109,21 @@ class Reading:
         names = [f"flow:{each}" for each in (_STATES if state is None else (state,))]
         place = before[0], f"flow:{before[1]}"
         lists = self._backend.listed("state", names, before=place, most=most, timeout_s=self._timeout_s)
-        return self._listed(key for _, key in heapq.nlargest(most, ((at, key) for each in lists for key, at in each)))
+        named = [(at, key, name) for name, each in zip(names, lists, strict=True) for key, at in each]
+        return self._listed([(key, name) for _, key, name in heapq.nlargest(most, named)])
 
-    def _listed(self, keys: Iterable[str]) -> Sequence[FlowStatus]:
-        ids = [key.removeprefix("flow:") for key in keys]
-        texts = self._get(*map(row_key, ids)) if ids else []
-        rows = {each: unpacked(text) for each, text in zip(ids, texts, strict=True)}
-        return self._statuses({each: row for each, row in rows.items() if row is not None})
+    def _listed(self, found: Sequence[tuple[str, str]]) -> Sequence[FlowStatus]:
+        """Return what is known of flows, each with the list where it stands; those that are there no more leave it."""
+        texts, rows, gone = self._get(*(key for key, _ in found)) if found else [], dict[str, FlowRow](), list[Listed]()
+        for (key, name), text in zip(found, texts, strict=True):
+            row = unpacked(text)
+            if row is not None and name == f"flow:{row['state']}":
+                rows[key.removeprefix("flow:")] = row
+            else:
+                gone.append(Listed(key, formers=(name,), freed="flow:running"))
+        if gone:
+            self._backend.list_soon(gone)
+        return self._statuses(rows)
 
     def counts(self) -> Mapping[str, int]:
         """Return how many flows are in each state, as far as they are kept; `stalled` as that counts."""
@@ -128,7 +135,7 @@ class Reading:
         """Return which of so many flows that have run longest are stalled (rule W11)."""
         names, last = ["flow:running"], (inf, "")
         [found] = self._backend.listed("queue", names, before=last, most=most, timeout_s=self._timeout_s)
-        return [each for each in self._listed(key for key, _ in found) if each.is_stalled]
+        return [each for each in self._listed([(key, "flow:running") for key, _ in found]) if each.is_stalled]
 
     def steps(self, id: str, *, first: int = 0, most: int = 50) -> Sequence[Status]:
         """Return the records of a flow's steps that have one, in order, from this one on, and of its callbacks."""
@@ -246,7 +253,8 @@ class Reading:
             return None if text is None else codec.loads(text)
         record = self._records.get(step_id(id, key), timeout_s=self._timeout_s)
         task = "" if record is None else record.task
-        return value_of(task, text, self._bridge.declaration_of(task))
+        with read_by(self.members):
+            return value_of(task, text, self._bridge.declaration_of(task))
 
     def result(self, id: str, *, timeout: Duration | None = None) -> Any:
         """Wait for a flow's end, and return what its last step has returned; see `FlowHandle.result`."""

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from time import monotonic
 from typing import Any, Final, cast
 
 from taskbridge import codec
-from taskbridge.flows.counting import LOOKED_AFTER_S
-from taskbridge.flows.plan import (
-    FlowRow,
-    Place,
-    Plan,
-    Spec,
-    entry_id,
-    group_key,
-    life_of_flow,
-    packed,
-    place_of,
-    plan_key,
-    row_key,
-    step_id,
-    unpacked,
-)
-from taskbridge.flows.publishing import Publishing
-from taskbridge.flows.states import FINAL
+from taskbridge.exceptions import NoSuchRecord
+from taskbridge.flows.plan import PAGE, FlowRow, Group, Plan, Spec, packed, plan_key, row_key, step_id, unpacked
+from taskbridge.flows.publishing import Look, Publishing
+from taskbridge.flows.states import FINAL, FlowStatus
 from taskbridge.message import Message
 from taskbridge.stores import records as stored
 from taskbridge.stores import states, transitions
@@ -34,12 +22,17 @@ from taskbridge.stores.claims import OWN_S
 from taskbridge.stores.entries import Held, held
 from taskbridge.stores.records import head_of_row, key_of
 from taskbridge.stores.states import status_of
+from taskbridge.stores.steps import LOOKED_AFTER_S, Place, entry_id, group_key, life_of_flow, place_of
 
 _BATCH: Final = 1000  # how many members are read at a time
 
 
 class Reopening(Publishing):
     """Has flows go on again."""
+
+    @abstractmethod
+    def look_after(self, id: str, look: Look) -> None:
+        """Do what is due in a flow, and remove the entries of whoever does, unless it is looked after again."""
 
     def _write(self, id: str, row: FlowRow, new: FlowRow, *, ends: bool = False) -> Write:
         """Return a write of a row, if it is as it was read; one that ends the flow keeps its steps from starting."""
@@ -62,6 +55,30 @@ class Reopening(Publishing):
             count = min(_BATCH, total - first)
             found = self._backend.members(group_key(id, stage), first, count, timeout_s=self._timeout_s)
             yield from ((first + at, each) for at, each in enumerate(found) if each is not None)
+
+    def retry(self, id: str) -> FlowStatus:
+        """Go on with a flow that failed, was cancelled or is stalled, and return its status after that."""
+        status = self.status(id)
+        if status.state in ("failed", "cancelled") or status.is_stalled:
+            writes, entries = self._reopening(id, self._known(id), again=True)
+            self._backend.commit([Commit(writes, entries)], timeout_s=self._timeout_s)
+            self.look_after(id, Look(self._deadline(), resumes=True, entries={entries[0].id}))
+        return self.status(id)
+
+    def replay(self, messages: Sequence[tuple[Message, float]]) -> tuple[str, ...]:
+        """Replay dead steps, each after a delay in seconds since it was sent, and return their ids (rule W10).
+
+        Their flows go on, if they wait for these steps.
+        """
+        kept, flows = list[Held](), dict[str, None]()
+        for message, delay_s in messages:
+            kept.append(self._replayed(message, delay_s))
+            flows[place_of(message.flow).flow] = None
+        for start in range(0, len(kept), PAGE):
+            self._bridge.relay.publish(kept[start : start + PAGE], timeout_s=self._timeout_s)
+        for each in flows:
+            self.look_after(each, Look(self._deadline(), resumes=True))
+        return tuple(each.message.id for each in kept)
 
     def _reopening(self, id: str, row: FlowRow, *, again: bool) -> tuple[list[Write], list[Entry]]:
         """Return what has a flow go on, in another life; `again` is whether all that ended badly is to run again.
@@ -160,6 +177,10 @@ class Reopening(Publishing):
             old, life = stored.unpacked(text), row.get("life", 0)
             if old is not None and old["state"] in ("running", "done"):
                 return None
+            if old is not None and (became := old.get("became")) and (again or old["state"] == "cancelled"):
+                with suppress(NoSuchRecord):
+                    self.retry(became)
+                    return None
             if old is not None and old["state"] == "dead":
                 return step if again else None
             place = Place(id, key, life)
@@ -180,8 +201,11 @@ class Reopening(Publishing):
 
     def _made_again(self, row: FlowRow, plan: Plan, place: Place, old: states.Row | None) -> Message | None:
         """Return the message of a step as it starts again, in another life of its own; None if nobody knows it."""
+        calls = None if place.member is None else cast("Group", plan["stages"][place.stage])["calls"]
         if place.member is None:
             message = self._step(place.flow, row, plan, place.stage, row.get("given"))
+        elif calls is not None:
+            message = self._message(calls[place.member], place, None)
         elif old is not None and (sent := status_of("", old).sent) is not None:
             args, kwargs, headers = sent
             head: Any = {"task": old["task"], "home": old["queue"], "queue": old["queue"], "headers": dict(headers)}

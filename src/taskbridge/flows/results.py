@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final, TypeAlias, TypeVar, cast, overload
 
 from taskbridge.context import running
@@ -17,6 +19,18 @@ _MOST: Final = 10**9  # no flow has so many stages, and no group so many members
 
 Members: TypeAlias = Callable[[str, int, int, int], Sequence[Any]]
 """Returns results of a group: of this flow, its stage of this number, from this one on, so many."""
+
+_reader: Final[ContextVar[Members | None]] = ContextVar("taskbridge_reader", default=None)
+
+
+@contextmanager
+def read_by(members: Members) -> Generator[None]:
+    """Have results that are found while the block runs read by this, such as those in what a step has returned."""
+    token = _reader.set(members)
+    try:
+        yield
+    finally:
+        _reader.reset(token)
 
 
 class Results(Sequence[R_co]):
@@ -69,7 +83,9 @@ class Results(Sequence[R_co]):
         first, page = self._page
         if not first <= place < first + len(page):
             first = place - place % PAGE
-            page = self._source()(self.flow, self.parts[1], first, min(PAGE, len(self) - first))
+            members = self._source()
+            with read_by(members):
+                page = members(self.flow, self.parts[1], first, min(PAGE, len(self) - first))
             self._page = first, page  # both at once, for threads may share it
         return cast("R_co", page[place - first])
 
@@ -88,6 +104,6 @@ def made(parts: Any, path: str) -> Results[Any]:
     """Return the results that travelled as these parts; raise `TypeError`, which says where they stood, if not."""
     match parts:
         case [str(flow), int(stage), int(total), bool(collects)] if 0 <= stage < _MOST and 0 <= total < _MOST:
-            return Results(flow, stage, total, collects)
+            return Results(flow, stage, total, collects, _reader.get())
         case _:
             raise TypeError(f"{path}: no results of a flow: {parts!r}")

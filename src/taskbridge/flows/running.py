@@ -13,27 +13,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from taskbridge import codec
+from taskbridge.brokers.base import hand_over
 from taskbridge.durations import When
 from taskbridge.exceptions import BrokerUnavailable, EncodeError, IdempotencyConflict, NoSuchRecord, StoreUnavailable
-from taskbridge.flows.counting import LOOKED_AFTER_S
 from taskbridge.flows.handle import FlowHandle
 from taskbridge.flows.plan import (
     PAGE,
     FlowRow,
     Group,
     Plan,
-    bad_end,
     end_of,
-    flow_of_entry,
-    group_key,
     is_group,
-    life_of_flow,
     packed,
-    place_of,
     plan_key,
     plan_of,
     row_key,
@@ -48,10 +44,10 @@ from taskbridge.message import Message, new_id
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores import records as stored
 from taskbridge.stores import states, transitions
-from taskbridge.stores.backend import ABSENT, Commit, Listed, Write, head_of
-from taskbridge.stores.entries import Held
+from taskbridge.stores.backend import ABSENT, Listed, Write, head_of
 from taskbridge.stores.records import Ending, key_of
 from taskbridge.stores.states import Status
+from taskbridge.stores.steps import LOOKED_AFTER_S, Place, bad_end, flow_of_entry, group_key, life_of_flow, place_of
 from taskbridge.unique import hash_of
 
 if TYPE_CHECKING:
@@ -73,6 +69,9 @@ class Flows(Reopening):
         """Send a flow, its first stage now or later, or when the open transaction is committed; see `Flow.send`."""
         delay_s = 0.0 if when is None else self._sender.wait_s(when)
         flow_id = new_id() if flow.id is None else flow.id
+        if (diverted := self._sender.diverted) is not None:
+            hand_over(diverted, *self._captured(flow, flow_id, delay_s), timeout_s=self._timeout_s)
+            return FlowHandle(id=flow_id, bridge=self._bridge)
         is_held = self._sender.holds(lambda: self._begin(flow, flow_id, delay_s))
         is_new = is_held or self._begin(flow, flow_id, delay_s)
         return FlowHandle(id=flow_id, is_new=is_new, bridge=self._bridge)
@@ -80,6 +79,15 @@ class Flows(Reopening):
     async def asend(self, flow: Flow[R], *, when: When | None = None) -> FlowHandle[R]:
         """Do as `send` without blocking the event loop."""
         return await self._sender.aside(lambda: self.send(flow, when=when))
+
+    def _captured(self, flow: Flow[Any], id: str, delay_s: float) -> tuple[list[Message], list[float]]:
+        """Return the messages of a flow's first stage, with their delays, for who takes them in a broker's place."""
+        first = flow.stages[0]
+        keys = ["0"] if first.call is not None else (f"0/{index}" for index in count())
+        calls = [first.call] if first.call is not None else first.members or ()
+        specs = [codec.from_json(self._spec(call)) for call in calls]
+        messages = [self._message(spec, Place(id, key), None) for spec, key in zip(specs, keys, strict=False)]
+        return messages, [delay_s] * len(messages)
 
     def _begin(self, flow: Flow[Any], id: str, delay_s: float) -> bool:
         """Store a flow and publish its first stage; return whether it is new."""
@@ -96,7 +104,7 @@ class Flows(Reopening):
     def _is_same(self, found: FlowRow, flow: Flow[Any], id: str) -> bool:
         """Return that a flow of this id is not new; raise `IdempotencyConflict` if it is another one."""
         if found.get("digest", "") != _digest(flow):
-            raise IdempotencyConflict(id=id, task=found["name"])
+            raise IdempotencyConflict(id=id, task=found["name"], kind="flow")
         return False
 
     def _created(self, id: str, row: FlowRow, text: str, more: Sequence[Write], look: Look) -> bool:
@@ -110,7 +118,7 @@ class Flows(Reopening):
         self._backend.list_soon([Listed(f"flow:{id}", "flow:running", row["created_at"], "flow:running")])
         try:
             if look.entries:
-                self._look_after(id, look)
+                self.look_after(id, look)
         except BrokerUnavailable as exc:
             _log.warning("flow %s is stored, and is sent when broker and store are back: %s", id, exc.problem)
         return True
@@ -136,9 +144,9 @@ class Flows(Reopening):
         `resumes` is for who goes on with a group that another process was sending.
         """
         if (flow_id := flow_of_entry(entry)) is not None:
-            self._look_after(flow_id, Look(self._deadline(), resumes=resumes, entries={entry}))
+            self.look_after(flow_id, Look(self._deadline(), resumes=resumes, entries={entry}))
 
-    def _look_after(self, id: str, look: Look) -> None:
+    def look_after(self, id: str, look: Look) -> None:
         """Do what is due in a flow, and remove the entries of whoever does, unless it is to be looked after again."""
         if not self._goes_on(id, look) and look.entries:
             self._backend.remove_entries(look.entries, timeout_s=self._timeout_s)
@@ -232,7 +240,7 @@ class Flows(Reopening):
     ) -> bool:
         """Have a flow be at its end, and publish the callback that comes first, if there is one."""
         new = row.copy()
-        new["state"], new["ended_at"], new["end"] = state, self._bridge.now(), [*end]
+        new["state"], new["ended_at"], new["end"] = state, round(self._bridge.now(), 6), [*end]
         for name in ("sending", "reopened", "bad"):
             cast("Any", new).pop(name, None)
         if given is not None:
@@ -345,32 +353,8 @@ class Flows(Reopening):
             look = Look(self._deadline())
             if self._ended(id, row, plan_of(text), "cancelled", look):
                 self._bridge.cancellations.add(life_of_flow(id, row.get("life", 0)))
-                self._look_after(id, look)
+                self.look_after(id, look)
         return self.status(id)
-
-    def retry(self, id: str) -> FlowStatus:
-        """Go on with a flow that failed, was cancelled or is stalled, and return its status after that."""
-        status = self.status(id)
-        if status.state in ("failed", "cancelled") or status.is_stalled:
-            writes, entries = self._reopening(id, self._known(id), again=True)
-            self._backend.commit([Commit(writes, entries)], timeout_s=self._timeout_s)
-            self.advance(entries[0].id, resumes=True)
-        return self.status(id)
-
-    def replay(self, messages: Sequence[tuple[Message, float]]) -> tuple[str, ...]:
-        """Replay dead steps, each after a delay in seconds since it was sent, and return their ids (rule W10).
-
-        Their flows go on, if they wait for these steps.
-        """
-        kept, flows = list[Held](), dict[str, None]()
-        for message, delay_s in messages:
-            kept.append(self._replayed(message, delay_s))
-            flows[place_of(message.flow).flow] = None
-        for start in range(0, len(kept), PAGE):
-            self._bridge.relay.publish(kept[start : start + PAGE], timeout_s=self._timeout_s)
-        for each in flows:
-            self._look_after(each, Look(self._deadline(), resumes=True))
-        return tuple(each.message.id for each in kept)
 
     def filled(self, message: Message, *, timeout_s: float) -> Message:
         """Return a step with its first argument, which was too large to travel with it."""

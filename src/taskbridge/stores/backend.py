@@ -145,10 +145,23 @@ class Tally:
     entry: Entry
     posts: Literal["last", "bad", "always"]
 
-    def is_posted(self, counts: Counts) -> bool:
-        """Return whether the entry is put in the outbox, by the counts that this member is among."""
+    def is_posted(self, ended: int) -> bool:
+        """Return whether the entry is put in the outbox, if so many have ended."""
         is_bad = self.posts == "bad" and self.ended != "done"
-        return self.posts == "always" or is_bad or counts.ended >= self.total
+        return self.posts == "always" or is_bad or ended >= self.total
+
+
+@dataclass(frozen=True, slots=True)
+class Tallied:
+    """What came of counting a member.
+
+    Attributes:
+        ended: How many members of the group have ended, this one among them.
+        is_new: Whether it was not counted before.
+    """
+
+    ended: int
+    is_new: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +174,6 @@ class Counts:
         discarded: How many were discarded.
         cancelled: How many were cancelled.
         sent: Up to which member they were surely published, as `note_sent` was told.
-        is_new: Of what `tally` returns, whether the member was counted by it.
     """
 
     done: int = 0
@@ -169,7 +181,6 @@ class Counts:
     discarded: int = 0
     cancelled: int = 0
     sent: int = 0
-    is_new: bool = False
 
     @property
     def ended(self) -> int:
@@ -309,8 +320,8 @@ class Backend(ABC):
     # Groups: each of many members is counted once as it ends, whoever counts it at the same time (rules W)
 
     @abstractmethod
-    def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> Counts | None:
-        """Do a write and count a member of a group, both in one step, and return the group's counts after that.
+    def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> Tallied | None:
+        """Do a write and count a member of a group, both in one step.
 
         None is that the write may not be done: then nothing is. Of two that are the last ones at the same time, one
         at least sees that all have ended.

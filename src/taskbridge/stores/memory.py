@@ -23,6 +23,7 @@ from taskbridge.stores.backend import (
     Counts,
     Entry,
     Listed,
+    Tallied,
     Tally,
     Write,
     head_of,
@@ -43,8 +44,9 @@ class _Group:
     counts: Counter[str] = field(default_factory=Counter[str])
     sent: int = 0
 
-    def told(self, *, is_new: bool = False) -> Counts:
-        return Counts(*(self.counts[each] for each in COUNTED), self.sent, is_new)
+    def told(self) -> Counts:
+        done, dead, discarded, cancelled = (self.counts[each] for each in COUNTED)
+        return Counts(done, dead, discarded, cancelled, self.sent)
 
 
 class MemoryBackend(Backend):
@@ -185,7 +187,7 @@ class MemoryBackend(Backend):
         found = [choose((at, key) for of, at, key in known if of == name and (at, key) < before) for name in names]
         return [[(key, at) for at, key in each] for each in found]
 
-    def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> Counts | None:
+    def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> Tallied | None:
         with self._lock:
             if not self._write(write):
                 return None
@@ -193,12 +195,12 @@ class MemoryBackend(Backend):
             if is_new := tally.index not in group.ended:
                 group.ended[tally.index] = tally.ended, tally.text
                 group.counts[tally.ended] += 1
-            counts = group.told(is_new=is_new)
-            if tally.is_posted(counts) and self._outbox.get(entry.id, _LATE)[0] > self._now() + entry.in_s:
+            ended = len(group.ended)
+            if tally.is_posted(ended) and self._outbox.get(entry.id, _LATE)[0] > self._now() + entry.in_s:
                 self._post(entry)
         if write.tells:
             self._watches.wake(write.key)
-        return counts
+        return Tallied(ended, is_new)
 
     def counts_of(self, keys: Sequence[str], *, timeout_s: float) -> list[Counts]:
         with self._lock:

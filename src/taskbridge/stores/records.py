@@ -336,7 +336,7 @@ class Records:
         it ends, in the same act.
         """
         if "flow" in new and new["state"] in FINAL:
-            from taskbridge.flows.counting import count  # here, for few messages are in a flow
+            from taskbridge.stores.steps import count  # here, for few messages are in a flow
 
             return count(self._backend, write, new, self.flows_due, timeout_s=deadline - monotonic())
         if not freed:

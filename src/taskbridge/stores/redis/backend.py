@@ -16,7 +16,7 @@
 | `{ns}:unique:{task}:{hash}` | string | which message holds a unique key |
 | `{ns}:outbox` | sorted set | the id of each entry of the outbox, by the millisecond at which it is due |
 | `{ns}:outbox:entries` | hash | the text of each |
-| `{ns}:flow:{id}:group:{stage}` | hash | how many members of a group have ended, how, and up to which they were sent |
+| `{ns}:flow:{id}:group:{stage}` | hash | how many members have `ended`, how they have if badly, and `sent`, `until` |
 | `{ns}:flow:{id}:group:{stage}:ended`, `:bad` | bitmap | which members have ended, and which of them badly |
 | `{ns}:flow:{id}:group:{stage}:{page}` | hash | what is kept of the ends of a hundred members, by their index |
 | `{ns}:vitals`, `{ns}:vitals:past`, `{ns}:vital:{process}` | string | what worker processes tell of themselves |
@@ -29,7 +29,7 @@ One script replaces any of the strings if its first line is as it was seen.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain, groupby, repeat
 from random import randrange
 from time import monotonic
@@ -53,6 +53,7 @@ from taskbridge.stores.backend import (
     Counts,
     Listed,
     PartlyCommitted,
+    Tallied,
     Tally,
     Write,
 )
@@ -65,9 +66,9 @@ _log = logger("taskbridge.store")
 _SWAP: Final = Script(__file__, "write", "swap")
 _MAKE: Final = Script(__file__, "make")
 _MAKE_MANY: Final = Script(__file__, "make_many")
-_COMMIT: Final = Script(__file__, "write", "group", "commit")
+_COMMIT: Final = Script(__file__, "write", "group", "uncount", "commit")
 _TALLY: Final = Script(__file__, "write", "group", "tally")
-_NOTE_SENT: Final = Script(__file__, "group", "note_sent")
+_NOTE_SENT: Final = Script(__file__, "note_sent")
 _END_GROUPS: Final = Script(__file__, "group", "end_groups")
 _TRY: Final = Script(__file__, "try")
 _SINCE: Final = Script(__file__, "since")
@@ -75,6 +76,8 @@ _LOOK: Final = Script(broker_keys.__file__, "look")
 
 _MOST_BYTES: Final = 1 << 20  # how many bytes of entries are read, or of messages given to one script, about
 _MOST_WORDS: Final = 4000  # how many are given to one script: Lua unpacks less than 8,000
+_PAGE: Final = 100  # of how many members the ends are in one hash: see group.lua
+_WAYS: Final[Mapping[str, Counted]] = {each: each for each in COUNTED}
 _PUSHES: Final = ("LPUSH", "RPUSH", "HSET")  # commands of a key and any number of items
 _TRIMS_AFTER: Final = 100  # how many messages are listed between two times that lists are shortened
 _SAME_TIME: Final = 100  # how many of the time of the page before are read with a page at once
@@ -277,24 +280,31 @@ class RedisBackend(Backend):
             first, count = first + count, 2 * count
         return [[*each.items()][:most] for each in found.values()]
 
-    def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> Counts | None:
+    def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> Tallied | None:
         keys = self._prefix + write.key, self._channels + write.key, self._cancelled, f"{self._cancelled}:until"
         entry = tally.entry.id, round(tally.entry.in_s * 1000), tally.entry.text or "", tally.posts
         member = tally.total, tally.index, tally.ended, *(() if tally.text is None else (tally.text,))
-        call = _TALLY([*keys, *self._outbox, self._prefix + tally.key], *_words(write), *entry, *member)
+        group, page = self._prefix + tally.key, f"{self._prefix}{tally.key}:{tally.index // _PAGE}"
+        call = _TALLY([*keys, *self._outbox, group, page], *_words(write), *entry, *member)
         [reply] = self._ask(timeout_s, [call], replicas=self._replicas)
-        return None if reply is None else Counts(*reply[1:], is_new=reply[0] == 1)
+        return None if reply is None else Tallied(abs(reply), reply > 0)
 
     def counts_of(self, keys: Sequence[str], *, timeout_s: float) -> list[Counts]:
-        words = "HMGET", *COUNTED, "sent"
+        words = "HMGET", "ended", *COUNTED[1:], "sent"
         found = self._ask(timeout_s, *([_TRY([self._prefix + key], *words)] for key in keys))
-        return [Counts(*(int(each) if each and each.isdigit() else 0 for each in reply or ())) for reply in found]
+        counts: list[Counts] = []
+        for reply in found:
+            numbers = [int(each) if each and each.isdigit() else 0 for each in reply or [None] * 5]
+            ended, dead, discarded, cancelled, sent = numbers
+            counts.append(Counts(ended - dead - discarded - cancelled, dead, discarded, cancelled, sent))
+        return counts
 
     def members(self, key: str, first: int, count: int, *, timeout_s: float) -> list[tuple[Counted, str | None] | None]:
         key, end = self._prefix + key, first + count
         bitmaps = [_TRY([f"{key}:{name}"], "GETRANGE", first // 8, end // 8) for name in ("ended", "bad")]
-        pages = [range(max(first, page), min(end, page + 100)) for page in range(first - first % 100, end, 100)]
-        texts = [_TRY([f"{key}:{page[0] // 100}"], "HMGET", *page) for page in pages]
+        starts = range(first - first % _PAGE, end, _PAGE)
+        pages = [range(max(first, start), min(end, start + _PAGE)) for start in starts]
+        texts = [_TRY([f"{key}:{page[0] // _PAGE}"], "HMGET", *page) for page in pages]
         [(ended, bad, *found)] = self._ask(timeout_s, [*bitmaps, *texts])
         members: list[tuple[Counted, str | None] | None] = []
         kept = chain.from_iterable(each or repeat(None, len(page)) for each, page in zip(found, pages, strict=True))
@@ -397,7 +407,7 @@ def _member(text: str | None, *, is_bad: bool) -> tuple[Counted, str | None]:
     if not is_bad:
         return "done", text
     how, mark, rest = (text or "").partition("\n")
-    return next((each for each in COUNTED if each == how), "dead"), rest if mark else None
+    return _WAYS.get(how, "dead"), rest if mark else None
 
 
 def _words_of(commit: Commit) -> list[Word]:

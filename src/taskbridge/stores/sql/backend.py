@@ -11,16 +11,16 @@ from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
 from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import ABSENT, NEW, BackendWithTables, Commit, Listed, Write
+from taskbridge.stores.backend import ABSENT, NEW, Commit, Entry, Listed, Tallied, Tally, Write
 from taskbridge.stores.base import Store
 from taskbridge.stores.sql.database import Database
+from taskbridge.stores.sql.groups import TOGETHER, SqlGroups
 from taskbridge.stores.sql.schema import TABLES, Run
 
 _log = logger("taskbridge.store")
 
 _SOON_S: Final = 2.0  # how long a write may take that nobody waits for: a run does, after all
 _PAUSE_S: Final = 1.0  # how long none is done after a failure
-_TOGETHER: Final = 500  # how many rows whose time is over one call removes at most
 
 
 class _Statements:
@@ -39,7 +39,7 @@ class _Statements:
             VALUES (:namespace, :key, :head, :rest, :tells, {until}) ON CONFLICT"""
         replace = """(namespace, key) DO UPDATE
             SET head = excluded.head, rest = excluded.rest, told = excluded.told, until = excluded.until"""
-        old = f"SELECT namespace, key FROM taskbridge_text WHERE until < {now} LIMIT {_TOGETHER} {database.skip_locked}"
+        old = f"SELECT namespace, key FROM taskbridge_text WHERE until < {now} LIMIT {TOGETHER} {database.skip_locked}"
         self.find: Final = f"SELECT key, head, rest FROM taskbridge_text WHERE {keys} AND {kept}"
         self.create: Final = f"{insert} DO NOTHING"
         self.put: Final = f"{insert} {replace} RETURNING {database.light}"
@@ -56,6 +56,7 @@ class _Statements:
         self.post: Final = f"""INSERT INTO taskbridge_outbox (namespace, id, text, due_at)
             VALUES (:namespace, :id, :text, {now} + :in_s)
             ON CONFLICT (namespace, id) DO UPDATE SET text = excluded.text, due_at = excluded.due_at"""
+        self.post_earlier: Final = f"{self.post} WHERE taskbridge_outbox.due_at > excluded.due_at"
         self.hasten: Final = (
             f"UPDATE taskbridge_outbox SET due_at = {now} + :in_s WHERE namespace = :namespace AND id = :id"
         )
@@ -78,16 +79,17 @@ class _Statements:
         self.latest: Final = f"""SELECT id, at FROM taskbridge_listing
             WHERE namespace = :namespace AND state = :name AND (at, id) < (:at, :id) AND {kept}
             ORDER BY at DESC, id DESC LIMIT :most"""
+        self.count: Final = f"""SELECT state, count(*) FROM taskbridge_listing
+            WHERE namespace = :namespace AND state {database.among} AND {kept} GROUP BY state"""
         self.earliest: Final = f"""SELECT id, at FROM taskbridge_listing
             WHERE namespace = :namespace AND queue = :name AND {kept} ORDER BY at, id LIMIT :most"""
 
 
-class SqlBackend(BackendWithTables):
+class SqlBackend(SqlGroups):
     """Keeps texts in a table."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
-        self._namespace = settings.namespace
-        self._database = database
+        super().__init__(settings, database)
         self._statements = _Statements(database)
         self._silent_until = 0.0
         self._notifications = PerProcess(database.notifications)
@@ -114,7 +116,8 @@ class SqlBackend(BackendWithTables):
     def commit(self, commits: Sequence[Commit], *, timeout_s: float) -> list[bool]:
         """Do each of these wholly or not at all, in one transaction.
 
-        Their texts are locked in the order of their keys, as everybody does: so no two wait for each other.
+        Their texts are locked in the order of their keys, and before members and entries, as everybody does: so no two
+        wait for each other.
         """
         done = [False] * len(commits)
         has_begun = False
@@ -123,6 +126,10 @@ class SqlBackend(BackendWithTables):
                 has_begun = True
                 for number in sorted(range(len(commits)), key=lambda each: _last_key(commits[each])):
                     done[number] = self._commit(run, commits[number], is_alone=len(commits) == 1)
+                carried = [commit for commit, is_done in zip(commits, done, strict=True) if is_done]
+                self._uncount(run, {member for commit in carried for member in commit.uncounts})
+                for entry in sorted((each for commit in carried for each in commit.entries), key=lambda each: each.id):
+                    self._post(run, entry, self._statements.hasten if entry.text is None else self._statements.post)
         except StoreUnavailable as exc:
             exc.maybe_taken = has_begun  # nobody knows of a COMMIT that was not answered
             raise
@@ -138,12 +145,21 @@ class SqlBackend(BackendWithTables):
             run(self._database.begin, {})
         elif not is_done and is_saved:
             run("ROLLBACK TO SAVEPOINT one", {})
-        for entry in commit.entries if is_done else ():
-            values = self._its(id=entry.id, text=entry.text, in_s=entry.in_s)
-            run(self._statements.hasten if entry.text is None else self._statements.post, values)
         if is_saved:
             run("RELEASE SAVEPOINT one", {})
         return is_done
+
+    def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> Tallied | None:
+        with self._database.transaction(timeout_s=timeout_s) as run:
+            if not self._write(run, write):
+                return None
+            tallied = self._count(run, tally)
+            if tally.is_posted(tallied.ended):
+                self._post(run, tally.entry, self._statements.post_earlier)
+            return tallied
+
+    def _post(self, run: Run, entry: Entry, statement: str) -> None:
+        run(statement, self._its(id=entry.id, text=entry.text, in_s=entry.in_s))
 
     def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
         """Return entries of the outbox that are due; nothing is written if there are none."""
@@ -208,8 +224,8 @@ class SqlBackend(BackendWithTables):
         return self._notifications.get().watch(key, wake)
 
     def purge(self, *, timeout_s: float) -> bool:
-        purges = self._statements.purge, self._statements.forget
-        return max(len(self._database.run(each, {}, timeout_s=timeout_s)) for each in purges) >= _TOGETHER
+        purges = self._statements.purge, self._statements.forget, *self._groups.purges
+        return max(len(self._database.run(each, {}, timeout_s=timeout_s)) for each in purges) >= TOGETHER
 
     def list_soon(self, entries: Sequence[Listed]) -> None:
         """List messages; if that fails, none is listed for a second."""
@@ -249,6 +265,11 @@ class SqlBackend(BackendWithTables):
             found.append([(key, at) for key, at in rows])
         return found
 
+    def count_listed(self, names: Sequence[str], *, timeout_s: float) -> list[int]:
+        values = self._its(keys=self._database.keys(names))
+        found: dict[str, int] = dict(self._database.run(self._statements.count, values, timeout_s=timeout_s))
+        return [found.get(name, 0) for name in names]
+
     def ping(self, *, timeout_s: float) -> None:
         self._database.run("SELECT 1", {}, timeout_s=timeout_s)
 
@@ -266,9 +287,6 @@ class SqlBackend(BackendWithTables):
     def close(self) -> None:
         self._notifications.close()
         self._database.close()
-
-    def _its(self, **values: Any) -> dict[str, Any]:
-        return {"namespace": self._namespace, **values}
 
     def _values(self, key: str, text: str, kept_s: float | None, *, tells: bool = False) -> dict[str, Any]:
         head, _, rest = text.partition("\n")

@@ -9,6 +9,8 @@ belongs to a namespace, so that bridges share a database.
 | `taskbridge_cancelled` | each cancellation, by a number that grows in the order in which they are committed |
 | `taskbridge_outbox` | each entry of the outbox, by its message's id: its text, and when it is due (since version 2) |
 | `taskbridge_listing` | each message that is listed: its state, and the queue in which it waits (since version 3) |
+| `taskbridge_member` | each member of a group that has ended, how, and what is kept of that (since version 4) |
+| `taskbridge_group` | each sixteenth of a group, with its counts, and each group (`shard` -1; since version 4) |
 | `taskbridge_schema` | there is one: the version of the schema |
 """
 
@@ -47,6 +49,17 @@ MIGRATIONS: Final[Sequence[Sequence[str]]] = (
         "CREATE INDEX taskbridge_listing_queue ON taskbridge_listing (namespace, queue, at, id)",
         "CREATE INDEX taskbridge_listing_until ON taskbridge_listing (until)",
     ),
+    (
+        """CREATE TABLE taskbridge_member (
+            namespace TEXT NOT NULL, key TEXT NOT NULL, number BIGINT NOT NULL, ended TEXT NOT NULL, text TEXT,
+            PRIMARY KEY (namespace, key, number))""",
+        """CREATE TABLE taskbridge_group (
+            namespace TEXT NOT NULL, key TEXT NOT NULL, shard INTEGER NOT NULL, done BIGINT NOT NULL,
+            dead BIGINT NOT NULL, discarded BIGINT NOT NULL, cancelled BIGINT NOT NULL, sent BIGINT NOT NULL,
+            until DOUBLE PRECISION,
+            PRIMARY KEY (namespace, key, shard))""",
+        "CREATE INDEX taskbridge_group_until ON taskbridge_group (until) WHERE until IS NOT NULL",
+    ),
 )
 """The statements that make each version of the schema of the one before; the first is made of nothing.
 
@@ -57,7 +70,10 @@ takes an `init` before its workers start.
 VERSION: Final = len(MIGRATIONS)
 """The version that this release works with."""
 
-TABLES: Final = ("taskbridge_text", "taskbridge_cancelled", "taskbridge_outbox", "taskbridge_listing")
+TABLES: Final = (
+    *("taskbridge_text", "taskbridge_cancelled", "taskbridge_outbox", "taskbridge_listing"),
+    *("taskbridge_member", "taskbridge_group"),
+)
 """Those whose rows belong to a namespace."""
 
 
