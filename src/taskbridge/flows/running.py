@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from taskbridge import codec
 from taskbridge.brokers.base import hand_over
 from taskbridge.durations import When
-from taskbridge.exceptions import BrokerUnavailable, EncodeError, IdempotencyConflict, NoSuchRecord, StoreUnavailable
+from taskbridge.exceptions import (
+    BrokerUnavailable,
+    DecodeError,
+    EncodeError,
+    IdempotencyConflict,
+    NoSuchRecord,
+    StoreUnavailable,
+)
 from taskbridge.flows.handle import FlowHandle
 from taskbridge.flows.plan import (
     PAGE,
