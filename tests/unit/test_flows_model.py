@@ -140,7 +140,9 @@ def told_of(change: Callable[[list[Record]], list[Record]]) -> list[str]:
 
 def given_otherwise(mark: str, given: Any) -> Callable[[list[Record]], list[Record]]:
     def change(starts: list[Record]) -> list[Record]:
-        return [replace(each, data={**each.data, "given": given}) if each.data["mark"] == mark else each for each in starts]
+        return [
+            replace(each, data={**each.data, "given": given}) if each.data["mark"] == mark else each for each in starts
+        ]
 
     return change
 

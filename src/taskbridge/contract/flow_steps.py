@@ -8,7 +8,7 @@ from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from taskbridge import Call, Flow, FlowHandle, FlowStatus, TaskBridgeError
+from taskbridge import Call, Flow, FlowHandle, FlowStatus, NoSuchRecord, TaskBridgeError
 from taskbridge.contract.flow_model import Expected, differences
 from taskbridge.contract.flow_plan import FlowPlan, Part, Stage, told
 from taskbridge.contract.harness import Harness
@@ -40,13 +40,13 @@ class Followed:
         state, value = self._expected.live(plan, healed=healed)
 
         def over() -> list[FlowStatus]:
-            status = self.handle.status()
+            status = status_of(h, self.handle)
             return [status] if status.is_final else []
 
         status = h.until(over, f"the end of {plan}", within_s=within_s)[0]
-        h.equal(f"the end of {plan}", status.state, state)
+        h.equal(f"the end of {plan} ({status.end})", status.state, state)
         if state == "done":
-            h.equal("its result", told(self.handle.result(h.patience_s)), value)
+            h.equal("its result", told(result_of(h, self.handle)), value)
         else:
             h.refused(TaskBridgeError, self.handle.result, 0)
         for callback in filter(None, (plan.failure, plan.end)):
@@ -67,6 +67,22 @@ def built(h: Harness, plan: FlowPlan) -> Flow[Any]:
     if isinstance(flow, Call):
         raise TypeError("a single call is sent as a message")
     return flow
+
+
+def status_of(h: Harness, handle: FlowHandle[Any]) -> FlowStatus:
+    """Return what is known of a flow, which must be something."""
+    try:
+        return handle.status()
+    except NoSuchRecord as exc:
+        h.fail(f"there should be a flow, but: {exc}")
+
+
+def result_of(h: Harness, handle: FlowHandle[Any], *, within_s: float | None = None) -> Any:
+    """Wait for a flow's result, and return it; there must be one."""
+    try:
+        return handle.result(h.patience_s if within_s is None else within_s)
+    except TaskBridgeError as exc:
+        h.fail(f"{handle.id} should have a result, but: {exc}")
 
 
 def starts_of(h: Harness, *marks: str) -> list[Record]:
@@ -100,18 +116,18 @@ _WRITES: Final = ("create", "write", "commit", "tally", "put", "remove", "note_s
 
 @contextmanager
 def counting(h: Harness) -> Generator[Counter[str]]:
-    """Count what this thread asks of the store while the block runs: `calls` in all, and by name of what."""
+    """Count what this thread asks of the store while the block runs: `calls`, and how many `reads` and `writes`."""
     backend: Any = None if h.bridge.store is None else h.bridge.store.backend
     made: Counter[str] = Counter()
     thread = threading.get_ident()
 
     def counted(name: str) -> Any:
-        stock = getattr(backend, name)
+        stock, kind = getattr(backend, name), "reads" if name in _READS else "writes"
 
         def count(*given: Any, **named: Any) -> Any:
             if threading.get_ident() == thread:
                 made["calls"] += 1
-                made[name] += len(given[0]) if isinstance(given[0], list | tuple) else 1
+                made[kind] += len(given[0]) if isinstance(given[0], list | tuple) else 1
             return stock(*given, **named)
 
         return count

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
@@ -14,7 +14,18 @@ from typing import Any, Final
 from taskbridge import Message, NoSuchRecord, TaskCancelled, group
 from taskbridge.contract import deaths
 from taskbridge.contract.flow_plan import FlowPlan, Part, Stage, grouping, single
-from taskbridge.contract.flow_steps import Followed, begun, built, chain, counting, ends_of, parts, starts_of
+from taskbridge.contract.flow_steps import (
+    Followed,
+    begun,
+    built,
+    chain,
+    counting,
+    ends_of,
+    parts,
+    result_of,
+    starts_of,
+    status_of,
+)
 from taskbridge.contract.harness import Harness
 from taskbridge.contract.program import DISCARD, KILL, RETURN, Step, fail, hold
 from taskbridge.contract.registry import (
@@ -30,14 +41,11 @@ from taskbridge.contract.registry import (
 from taskbridge.contract.scenarios.crashes import end_dying, start_dying
 from taskbridge.contract.tasks import QUEUES
 
-_KNOWN_S: Final = 1.0
-"""After which time workers know that a flow was cancelled."""
-
-_LATER_S: Final = 2.0
-"""For how long nothing is to start then."""
-
 _TAKEN_UP_S: Final = 10.0
 """How much longer than the lease it takes at most until another worker goes on with what a killed one had in hand."""
+
+_LONG_S: Final = 90.0
+"""How long nothing has happened in a flow that may be stalled."""
 
 _SENT_S: Final = 5.0
 """How soon the first steps of a flow are with the broker whose sender has died."""
@@ -90,7 +98,7 @@ def each_step_counts_once_however_it_ends(h: Harness) -> None:
     if not with_marks(h.target):
         _send_again(h, sent)
     h.start_worker(threads=4)
-    h.equal("the result", handle.result(2 * h.patience_s), "ends then")
+    h.equal("the result", result_of(h, handle, within_s=2 * h.patience_s), "ends then")
     begun(h, "ends end")
     h.idle(within_s=2 * h.patience_s)
     status = handle.status()
@@ -145,7 +153,7 @@ def a_killed_sender_leaves_a_flow_or_none(h: Harness) -> None:
     for kind in ("one", "many"):
         for moment in range(1, _MOST_MOMENTS):
             name = f"{kind} {moment}"
-            first = single(f"{name} a") if kind == "one" else grouping(*parts(f"{name} ", 120))
+            first = single(f"{name} a") if kind == "one" else grouping(*parts(f"{name} ", 101))
             plan = chain(name, first, single(f"{name} b"))
             said = h.in_python(_SENDS.format(moment=moment, plan=json.dumps(asdict(plan)), name=name))
             killed_at = h.bridge.now()
@@ -204,7 +212,7 @@ def a_kill_beside_the_count_holds_up_no_flow(h: Harness) -> None:
     for place, name, followed in flows:
         marks = [part.mark for part in followed.plan.parts()]
         begun(h, f"{name} end", within_s=h.patience_s + 2 * (h.spec.lease_s + _TAKEN_UP_S))
-        h.equal(f"the end of {name}", followed.handle.result(h.patience_s), f"{name} b")
+        h.equal(f"the end of {name}", result_of(h, followed.handle), f"{name} b")
         h.idle()
         starts = {mark: len(starts_of(h, mark)) for mark in marks}
         counts = [count for mark, count in starts.items() if f"{name} a" not in mark and "failure" not in mark]
@@ -225,7 +233,7 @@ def a_cancelled_flow_starts_nothing_more(h: Harness) -> None:
         waiting = built(h, chain(f"wide {width}", grouping(*parts(f"wide {width} ", width)))).send()
         with counting(h) as made:
             h.equal("what cancelling says", waiting.cancel().state, "cancelled")
-        costs.append(sum(made[name] for name in ("write", "commit", "create", "put", "remove")))
+        costs.append(made["writes"])
     h.equal("what cancelling writes", costs[0], costs[1])
     watching = Step(until_cancelled=True)
     h.start_worker(threads=2)
@@ -311,10 +319,10 @@ def nothing_of_a_flow_expires_before_its_end(h: Harness) -> None:
     followed = Followed(h, chain(name, single(f"{name} a"), single(f"{name} c"), group_, single(f"{name} d")))
     begun(h, "kept x")
     h.leave_alone(3.0)  # thrice as long as records are kept
-    h.equal("its state", followed.handle.status().state, "running")
+    h.equal("its state", status_of(h, followed.handle).state, "running")
     h.tasks.open("kept")
     handle = followed.handle
-    h.equal("its result", handle.result(h.patience_s), "kept d")
+    h.equal("its result", result_of(h, handle), "kept d")
     wanted = ["kept b0", "kept b1", "kept b2", "kept x"]
     h.equal("what the last step was given", begun(h, "kept d").data["given"], wanted)
     begun(h, "kept end")
@@ -328,3 +336,43 @@ def nothing_of_a_flow_expires_before_its_end(h: Harness) -> None:
         return False
 
     h.until(is_gone, "the flow to be forgotten")
+
+
+@contextmanager
+def _instead(owner: Any, name: str, act: Callable[..., Any]) -> Generator[None]:
+    """Have something else called in the place of a method by this thread while the block runs."""
+    stock, thread = getattr(owner, name), threading.get_ident()
+
+    def call(*given: Any, **named: Any) -> Any:
+        return act(*given, **named) if threading.get_ident() == thread else stock(*given, **named)
+
+    setattr(owner, name, call)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+
+
+@scenario("W11", on=(STORED,), where=with_records)
+def a_flow_that_is_stalled_is_put_right(h: Harness) -> None:
+    """A flow whose messages the broker has lost is stalled, and goes on when that is asked for, with the same ids."""
+    two = grouping(*parts("two a", 3, queue="right"))  # each waits in a queue of its own
+    plans = [chain("one", single("one a", queue="left"), single("one b")), chain("two", two, single("two b"))]
+    with ExitStack() as lost:
+        for name in ("publish", "commands"):  # what goes along with the store's own write, on one Redis
+            if hasattr(h.bridge.broker, name):
+                lost.enter_context(_instead(h.bridge.broker, name, lambda *_, **__: ()))
+        flows = [Followed(h, plan) for plan in plans]
+    handles = [followed.handle for followed in flows]
+    h.equal("whether they are stalled at once", [handle.status().is_stalled for handle in handles], [False, False])
+    now = h.bridge.now
+    with _instead(h.bridge, "now", lambda: now() + _LONG_S):
+        h.equal("whether they are later", [handle.status().is_stalled for handle in handles], [True, True])
+        found = [handle.retry() for handle in handles]
+    h.equal("whether they go on", [(status.state, status.is_stalled) for status in found], [("running", False)] * 2)
+    h.start_worker(threads=4)
+    for followed in flows:
+        followed.ends()
+    h.idle()
+    for followed in flows:
+        followed.went()
