@@ -175,8 +175,7 @@ class Flows(Reopening):
             texts = self._get(row_key(id), plan_key(id))
             row = unpacked(texts[0])
             if row is None:
-                if any("\tplanned." in each for each in look.entries):
-                    self._forget_orphans(id)
+                self._forget_what_is_left(id, look.entries)
                 return False
             if row.get("closed"):
                 return self._close(id, row)
@@ -295,7 +294,7 @@ class Flows(Reopening):
         if row.get("sending"):
             self._changed(id, row, sending=None)
             return None
-        return at_once is not None and upto < total
+        return at_once is not None  # each end lets another one begin, until the last
 
     def _next(self, id: str, row: FlowRow, plan: Plan, given: str, look: Look, *, lost: str = "") -> None:
         """Begin the stage after the one at which a flow is, or end the flow."""
