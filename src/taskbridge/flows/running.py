@@ -233,7 +233,7 @@ class Flows(Reopening):
             return None
 
     def _at_once(self, write: Write, record: states.Row) -> bool | None:
-        place = place_of(record["flow"])
+        place = place_of(record.get("flow", ""))
         if place.member is not None or place.is_callback or record["state"] != "done":
             return None
         texts = self._seen.pop(place.flow, None) or self._get(row_key(place.flow), plan_key(place.flow))
@@ -357,7 +357,7 @@ class Flows(Reopening):
         if was_open:
             kept_s = self._bridge.settings.result_ttl_s
             state, formers = f"flow:{new['state']}", ("flow:running",)
-            listed = Listed(f"flow:{id}", state, new["ended_at"], None, formers, "flow:running", kept_s)
+            listed = Listed(f"flow:{id}", state, new.get("ended_at", 0.0), None, formers, "flow:running", kept_s)
             self._backend.list_soon([listed])
         return True
 
@@ -412,7 +412,7 @@ class Flows(Reopening):
 
     def _tell_parent(self, id: str, row: FlowRow) -> None:
         """End the message that became this flow, as the flow has ended."""
-        if not row.get("parent"):
+        if not (parent := row.get("parent")):
             return
         end, at, state = end_of(id, row), row.get("ended_at", 0.0), row["state"]
         error = ErrorInfo(type=end.error_type, message=end.error) if end.error_type else None
@@ -430,7 +430,7 @@ class Flows(Reopening):
                 ending = Ending(state="cancelled", at=at)
             return transitions.flow_ended(old, id, ending)
 
-        self._records.change(row["parent"][0], decide, timeout_s=self._timeout_s)
+        self._records.change(parent[0], decide, timeout_s=self._timeout_s)
         self.advance_due()
 
     # Cancelling, and going on again
