@@ -5,15 +5,17 @@ celery --app examples.from_celery_and_dramatiq.celery_before beat
 """
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
-from celery import Celery
+from celery import Celery, chain, chord
 from celery.schedules import crontab
 from celery.signals import task_failure
 
 from examples.from_celery_and_dramatiq import outside
 
-app = Celery("shop", broker=os.environ.get("BROKER_URL", "redis://localhost:6379/0"))
+URL = os.environ.get("BROKER_URL", "redis://localhost:6379/0")
+app = Celery("shop", broker=URL, backend=URL)
 
 
 # A welcome e-mail with retries
@@ -39,6 +41,47 @@ def charge(self: Any, order_id: int) -> None:
         outside.charge_card(order_id)
     except outside.BankUnavailable as exc:
         raise self.retry(exc=exc, countdown=outside.PAUSE_S * 2**self.request.retries) from exc
+
+
+# A pipeline, with a callback for failures
+@app.task(name="shop.parcels.pick")
+def pick(order_id: int) -> int:
+    return outside.pick(order_id)
+
+
+@app.task(name="shop.parcels.label")
+def label(grams: int, order_id: int) -> str:
+    return f"order {order_id}, {grams} g"
+
+
+@app.task(name="shop.parcels.hand_over")
+def hand_over(text: str) -> None:
+    outside.hand_over(text)
+
+
+@app.task(name="shop.parcels.apologise")
+def apologise(request: Any, error: Any, traceback: Any, order_id: int) -> None:
+    outside.apologise(order_id)
+
+
+def ship(order_id: int) -> None:
+    parcel = chain(pick.s(order_id), label.s(order_id), hand_over.s())
+    parcel.on_error(apologise.s(order_id)).apply_async()
+
+
+# Many at once, then one
+@app.task(name="shop.stock.count")
+def count_shelf(shelf: int) -> int:
+    return outside.count(shelf)
+
+
+@app.task(name="shop.stock.add_up")
+def add_up(counts: list[int]) -> None:
+    outside.write_stock(sum(counts))
+
+
+def take_stock(shelves: Iterable[int]) -> None:
+    chord(count_shelf.s(shelf) for shelf in shelves)(add_up.s())
 
 
 # Tracking errors

@@ -4,15 +4,23 @@ dramatiq examples.from_celery_and_dramatiq.dramatiq_before --queues email defaul
 """
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import GroupCallbacks
+from dramatiq.rate_limits.backends import RedisBackend as Barriers
+from dramatiq.results import Results
+from dramatiq.results.backends import RedisBackend
 
 from examples.from_celery_and_dramatiq import outside
 
-broker = RedisBroker(url=os.environ.get("BROKER_URL", "redis://localhost:6379/0"))
+URL = os.environ.get("BROKER_URL", "redis://localhost:6379/0")
+broker = RedisBroker(url=URL)
 dramatiq.set_broker(broker)
+broker.add_middleware(GroupCallbacks(Barriers(url=URL)))
+broker.add_middleware(Results(backend=RedisBackend(url=URL)))  # last, so that callbacks find results
 
 
 # Tracking errors
@@ -48,6 +56,49 @@ def send_welcome_email(user_id: int) -> None:
 )
 def charge(order_id: int) -> None:
     outside.charge_card(order_id)
+
+
+# A pipeline, with a callback for failures
+@dramatiq.actor(actor_name="shop.parcels.pick", max_retries=0, on_failure="shop.parcels.apologise")
+def pick(order_id: int) -> int:
+    return outside.pick(order_id)
+
+
+@dramatiq.actor(actor_name="shop.parcels.label")
+def label(order_id: int, grams: int) -> str:
+    return f"order {order_id}, {grams} g"
+
+
+@dramatiq.actor(actor_name="shop.parcels.hand_over")
+def hand_over(text: str) -> None:
+    outside.hand_over(text)
+
+
+@dramatiq.actor(actor_name="shop.parcels.apologise")
+def apologise(message: dict[str, Any], error: dict[str, str]) -> None:
+    outside.apologise(message["args"][0])
+
+
+def ship(order_id: int) -> None:
+    dramatiq.pipeline([pick.message(order_id), label.message(order_id), hand_over.message()]).run()
+
+
+# Many at once, then one
+@dramatiq.actor(actor_name="shop.stock.count", store_results=True)
+def count_shelf(shelf: int) -> int:
+    return outside.count(shelf)
+
+
+@dramatiq.actor(actor_name="shop.stock.add_up")
+def add_up(counts: list[dict[str, Any]]) -> None:
+    outside.write_stock(sum(dramatiq.Message(**each).get_result() for each in counts))
+
+
+def take_stock(shelves: Iterable[int]) -> None:
+    counts = [count_shelf.message(shelf) for shelf in shelves]
+    stock = dramatiq.group(counts)
+    stock.add_completion_callback(add_up.message([each.asdict() for each in counts]))
+    stock.run()
 
 
 # A schedule: Dramatiq has none. `0 3 * * *` stands in a crontab that sends this, or in APScheduler

@@ -1,7 +1,7 @@
-"""What the shop talks to: a mail server, a bank, an error tracker. Each writes down what it was asked, in one file.
+"""What the shop talks to: a mail server, a bank, a warehouse, an error tracker. Each writes down what it was asked.
 
 Odd users' mail servers are busy the first time. The bank declines orders that end in 3, is away the first time for
-those that end in 7, and always for those that end in 9.
+those that end in 7, and always for those that end in 9. What is in orders that end in 3 is also sold out.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ class BankUnavailable(Exception):
     """Trying again may help."""
 
 
+class SoldOut(Exception):
+    """Trying again won't help."""
+
+
 def deliver_mail(user_id: int) -> None:
     if _note(f"mail {user_id}") == 1 and user_id % 2:
         raise ConnectionError("the mail server is busy")
@@ -34,6 +38,29 @@ def charge_card(order_id: int) -> None:
         raise CardDeclined(order_id)
     if order_id % 10 == 9 or (order_id % 10 == 7 and times == 1):
         raise BankUnavailable(order_id)
+
+
+def pick(order_id: int) -> int:
+    """Return the weight of what is in an order, in grams."""
+    if order_id % 10 == 3:
+        raise SoldOut(order_id)
+    return order_id * 100
+
+
+def hand_over(label: str) -> None:
+    _note(f"parcel: {label}")
+
+
+def apologise(order_id: int) -> None:
+    _note(f"sorry for {order_id}")
+
+
+def count(shelf: int) -> int:
+    return shelf * 10
+
+
+def write_stock(number: int) -> None:
+    _note(f"stock {number}")
 
 
 def write_report() -> None:

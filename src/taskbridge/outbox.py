@@ -39,7 +39,10 @@ _LOOK_S: Final = 0.4
 _BUSY_S: Final = 0.1
 """How often while something is in the application's outbox, so that what is put there steadily waits for less."""
 
-_SELDOM_S: Final = 2.0
+_FLOWS_S: Final = 2.0
+"""How often where only flows need the store's outbox: so what a killed sender leaves begins within 5 s (rule W2)."""
+
+_SELDOM_S: Final = 5.0
 """How often where nothing needs an outbox: if one does all the same, it was left by another release or with settings of
 another process."""
 
@@ -180,7 +183,7 @@ class Relay(Background):
         """
         if self._has_found or not self._host.settings.goes_along:
             return _LOOK_S
-        return _LOOK_S if any(each.unique for each in self._host.declarations()) else _SELDOM_S
+        return _LOOK_S if any(each.unique for each in self._host.declarations()) else _FLOWS_S
 
     def _is_in_use(self) -> bool:
         """Return whether there is an application's outbox that processes write to, as far as is known here."""

@@ -150,7 +150,8 @@ class Sending:
         """Learn anew where messages go: settings, tasks or connections have changed."""
         self._ways = {}
 
-    def _way(self, declaration: Declaration) -> _Way:
+    def way(self, declaration: Declaration) -> _Way:
+        """Return all that sending a task's messages needs."""
         way = self._ways.get(declaration.name)
         return self._made_way(declaration) if way is None else way
 
@@ -181,7 +182,7 @@ class Sending:
 
     def send_call(self, call: Call[R], *, when: When | None) -> Handle[R]:
         """Send one call, now or later; what `Task.send` and `Task.schedule` do."""
-        way = self._way(call.declaration)
+        way = self.way(call.declaration)
         wait_s = 0.0 if when is None else _wait_s(when, self._now)
         message = self._message(way, call, wait_s)
         if when is not None and way.unique is not None and way.unique.debounce_s is not None:
@@ -212,7 +213,7 @@ class Sending:
         Raises:
             BrokerUnavailable: The broker didn't take it.
         """
-        way = self._way(call.declaration)
+        way = self.way(call.declaration)
         message = self._message(way, call)
         with suppress(UniqueConflict):
             self._send(way, replace(message, id=id, headers={**message.headers, **headers}, redelivered=1), call, 0.0)
@@ -380,7 +381,7 @@ class Sending:
             BrokerUnavailable: None was.
         """
         began = monotonic()
-        ways = [self._way(cast("Declaration", self._bridge.declaration_of(each.task))) for each in messages]
+        ways = [self.way(cast("Declaration", self._bridge.declaration_of(each.task))) for each in messages]
         now = self._bridge.now()
         waits = [
             now + left_s - each.enqueued_at if left_s > 0 else 0.0 for each, left_s in zip(messages, lefts, strict=True)
@@ -509,7 +510,7 @@ class Sending:
         for call in calls:
             if not isinstance(call, Call):
                 raise TypeError(f"send_many takes what task.call(...) returns, not {call!r}: is it a @task?")
-            way = self._way(call.declaration)
+            way = self.way(call.declaration)
             drawn.append((way, self._message(way, call), call, _debounced_s(way, 0.0)))
         commits = [commit if made[2].options.commit is ... else made[2].options.commit for made in drawn]
         holding = {each: self._holding(each) for each in dict.fromkeys(commits)}

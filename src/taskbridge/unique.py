@@ -188,12 +188,13 @@ def hash_of(value: object, place: str) -> str:
     text = codec.dumps(value, place)
     if "{" in text:  # else there is nothing whose order could differ
         text = json.dumps(_in_order(codec.from_json(text)), sort_keys=True)
-    digest: str = _blake2b()(text.encode(), digest_size=16).hexdigest()
+    digest: str = blake2b()(text.encode(), digest_size=16).hexdigest()
     return digest
 
 
 @cache
-def _blake2b() -> Callable[..., Any]:
+def blake2b() -> Callable[..., Any]:
+    """Return `hashlib.blake2b`."""
     with locks.no_fork():
         from hashlib import blake2b  # here, for it loads OpenSSL, and few tasks are unique
 

@@ -4,7 +4,7 @@ import inspect
 from pathlib import Path
 
 import pytest
-from celery import signals
+from celery import canvas, signals
 from celery.app.defaults import NAMESPACES
 from celery.app.task import Task
 
@@ -81,3 +81,4 @@ def test_every_option_and_signal_of_celery_has_an_equivalent_or_a_reason() -> No
     assert sorted({*options, *DECORATORS, *DOCUMENTED, *BEAT} - said) == []
     assert sorted({f"beat_{name}" for name in NAMESPACES["beat"]} - said) == []
     assert sorted(set(signals.__all__) - said) == []
+    assert sorted(set(canvas.__all__) - said) == []

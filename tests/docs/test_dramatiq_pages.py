@@ -30,7 +30,9 @@ def test_every_option_and_middleware_of_dramatiq_has_an_equivalent_or_a_reason()
     parameters = set(inspect.signature(dramatiq.actor).parameters) - {"fn", "options"}
     methods = {name for name in vars(dramatiq.Middleware) if not name.startswith("_")}
 
+    composed = {name for kind in (dramatiq.group, dramatiq.pipeline) for name in vars(kind) if not name.startswith("_")}
+
     assert len(options) >= 14
-    assert sorted((options | parameters | methods) - said) == []
+    assert sorted((options | parameters | methods | composed) - said) == []
     assert sorted({each.__name__ for each in middleware} - said) == []
     assert {"send", "send_with_options", "delay", "message", "copy"} <= said

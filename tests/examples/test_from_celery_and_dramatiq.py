@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import urllib.request
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ NAME = "examples.from_celery_and_dramatiq"
 FOLDER = ROOT / "examples" / "from_celery_and_dramatiq"
 
 HAPPENED = Counter({"mail 1": 2, "mail 2": 1, "charge 3": 1, "charge 4": 1, "charge 7": 2, "charge 9": 5, "report": 1})
+HAPPENED.update(["parcel: order 12, 1200 g", "sorry for 13", "stock 60"])
 """What comes of `SENT`: what is temporary is tried again, 5 times at most, and what is permanent is not."""
 
 SENT = """
@@ -31,8 +33,15 @@ for user_id in (1, 2):
 for order_id in (3, 4, 7, 9):
     charge.{send}(order_id)
 nightly_report.{send}()
+ship(12)
+ship(13)
+take_stock(range(1, 4))
 """
-TRACKED = {"tracked CardDeclined in shop.payments.charge", "tracked BankUnavailable in shop.payments.charge"}
+TRACKED = {
+    "tracked CardDeclined in shop.payments.charge",
+    "tracked BankUnavailable in shop.payments.charge",
+    "tracked SoldOut in shop.parcels.pick",
+}
 
 
 def happened(log: Path, *, tracked: bool = False) -> Counter[str]:
@@ -80,8 +89,18 @@ def services() -> Mapping[str, Any]:
     return loaded["services"]  # type: ignore[no-any-return]
 
 
-def test_the_shop_on_taskbridge_with_the_workers_of_the_compose_file(
-    target: str, target_url: str, start: Start, tmp_path: Path
+def looked_up(process: Process, path: str) -> str:
+    """Return what a process answers at the address that it has written as its own."""
+    address = re.search(r"http://127\.0\.0\.1:\d+", process.output)
+    if address is None:
+        return ""
+    with urllib.request.urlopen(address[0] + path, timeout=START_TIMEOUT_S) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
+def test_the_shop_on_taskbridge_with_the_services_of_the_compose_file(
+    target: str, target_url: str, start: Start, tmp_path: Path, make_redis: Any
 ) -> None:
     if target.endswith("memory") or target == "inline":
         pytest.skip("has no workers")
@@ -90,22 +109,37 @@ def test_the_shop_on_taskbridge_with_the_workers_of_the_compose_file(
         "TASKBRIDGE_URL": target_url,
         "TASKBRIDGE_NAMESPACE": f"t{uuid4().hex[:10]}",
         "TASKBRIDGE_SCHEDULER": "off",
+        "TASKBRIDGE_METRICS_PORT": "0",
+        "TASKBRIDGE_METRICS_HOST": "127.0.0.1",
         "SHOP_LOG": str(log),
         "SHOP_PAUSE": "0.5",
     }
-    commands = [service["command"] for service in services().values() if "taskbridge" in service["command"]]
-    workers = [start(*shlex.split(command), env=env) for command in commands]
+    if target.endswith("amqp"):
+        env["TASKBRIDGE_STORE"] = make_redis().url
+    commands = {name: services()[name]["command"] for name in ("email", "payments", "page")}
+    commands["page"] = commands["page"].replace("0.0.0.0", "127.0.0.1 --port 0")
+    started = {name: start(*shlex.split(command), env=env) for name, command in commands.items()}
     send("tasks", "send", env)
 
-    assert len(workers) == 2
-    wait_for_all(log, *workers)
+    wait_for_all(log, *started.values())
     assert happened(log, tracked=True) == Counter(TRACKED)
-    assert [worker.stop() for worker in workers] == [0, 0]
+    for name, path, shown in [
+        ("email", "/metrics", 'taskbridge_messages_total{queue="email",state="done",task="shop.email.welcome"} 2.0'),
+        ("email", "/metrics", 'taskbridge_attempts_total{outcome="retried",task="shop.email.welcome"} 1.0'),
+        ("page", "/failures", "shop.payments.charge"),
+    ]:
+        wait_until(
+            lambda name=name, path=path, shown=shown: shown in looked_up(started[name], path),  # type: ignore[misc]
+            what=f"{shown} at {path} of {name}",
+            timeout_s=START_TIMEOUT_S,
+            processes=[started[name]],
+        )
+    assert [process.stop() for process in started.values()] == [0, 0, 0]
 
 
 def test_the_engine_is_one_variable_of_the_compose_file() -> None:
-    assert set(services()) == {"email", "payments", "redis"}
-    for name in ("email", "payments"):
+    assert set(services()) == {"email", "payments", "page", "redis"}
+    for name in ("email", "payments", "page"):
         assert services()[name]["environment"]["TASKBRIDGE_URL"] == "${ENGINE:-celery}+redis://redis:6379/0"
         assert (FOLDER / services()[name]["build"]["context"] / services()[name]["build"]["dockerfile"]).is_file()
 

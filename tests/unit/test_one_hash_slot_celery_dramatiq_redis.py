@@ -27,7 +27,7 @@ _WORD = re.compile(r'"((?:[^"\\]|\\.)*)"')
 SHOP = """
 import os
 from datetime import timedelta
-from taskbridge import Bridge, Every, Retry, RetryPolicy, current
+from taskbridge import Bridge, Every, Results, Retry, RetryPolicy, current
 
 bridge = Bridge(os.environ["URL"], namespace="{shop}", retry=RetryPolicy(max_attempts=2, min_delay=0.1))
 
@@ -45,6 +45,11 @@ def again() -> int:
 
 
 @bridge.task
+def count(results: Results[int], extra: int) -> int:
+    return len(results) + extra
+
+
+@bridge.task
 def fails() -> None:
     raise ValueError("no")
 """
@@ -52,12 +57,15 @@ def fails() -> None:
 USE = """
 import shop
 from datetime import timedelta
+from taskbridge import group
 later = shop.add.schedule(timedelta(seconds=60), 1, 1)
 later.cancel()
 handles = [shop.add.using(priority=each).send(1, 2) for each in ("low", "normal", "high", "critical")]
 handles += shop.add.send_many([shop.add.call(1, 2)] * 3) + [shop.add.schedule(timedelta(seconds=0.2), 1, 2)]
 assert [each.result(timeout=60) for each in handles] == [3] * len(handles)
 assert shop.again.send().result(timeout=60) == 2
+flow = group([shop.add.call(1, 2), shop.again.call()], at_once=1).then(shop.count, 5)
+assert flow.send().result(timeout=60) == 7
 dead = shop.fails.send()
 try:
     dead.result(timeout=60)

@@ -167,7 +167,9 @@ def end(backend: Backend, index: int, *, total: int = 3, text: str = "1") -> boo
 
 
 @pytest.mark.parametrize("suffix", ["", ":ended", ":bad", ":0"])
-@pytest.mark.parametrize("odd", [("LPUSH", "x"), ("SET", b"\xff"), ("HSET", "ended", "many", "sent", b"\xff")])
+@pytest.mark.parametrize(
+    "odd", [("LPUSH", "x"), ("SET", b"\xff"), ("HSET", "ended", "many", "sent", b"\xff", "until", "x")]
+)
 def test_a_group_of_which_a_key_holds_something_else_stops_nobody(
     redis_server: PrivateRedis, suffix: str, odd: tuple[str | bytes, ...]
 ) -> None:

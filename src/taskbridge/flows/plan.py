@@ -21,9 +21,9 @@ from taskbridge import codec
 from taskbridge.durations import moment
 from taskbridge.exceptions import DecodeError
 from taskbridge.flows.states import FlowEnd, FlowState, OnError
-from taskbridge.locks import no_fork
 from taskbridge.message import FLOW_FORM, LONGEST_ID, Message
 from taskbridge.stores.steps import Place
+from taskbridge.unique import blake2b
 
 if TYPE_CHECKING:
     pass
@@ -51,10 +51,7 @@ def calls_key(flow_id: str, stage: int, page: int) -> str:
 
 def step_id(flow_id: str, key: str, life: int = 0) -> str:
     """Return the message id of a step; of a callback, in each life of the flow another one."""
-    with no_fork():
-        from hashlib import blake2b  # here, for it loads OpenSSL
-
-    digits = blake2b(f"{flow_id}\t{key}\t{life}".encode(), digest_size=16).hexdigest()
+    digits = blake2b()(f"{flow_id}\t{key}\t{life}".encode(), digest_size=16).hexdigest()
     return f"{digits[:8]}-{digits[8:12]}-8{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"  # RFC 9562, version 8
 
 
@@ -62,11 +59,11 @@ def step_id(flow_id: str, key: str, life: int = 0) -> str:
 
 
 class Spec(TypedDict, total=False):
-    """A call as a plan has it: its arguments are JSON in the codec's form, and `takes` says that one comes first."""
+    """A call as a plan has it: its arguments are JSON, as in a message, and `takes` says that one comes first."""
 
     task: Required[str]
-    args: Required[list[Any]]
-    kwargs: Required[dict[str, Any]]
+    args: Required[str]
+    kwargs: Required[str]
     home: Required[str]  # the queue of the task, as its sender knows it
     queue: str
     priority: str
@@ -194,7 +191,7 @@ def made(
     Raises `DecodeError` if the plan can't be read.
     """
     try:
-        args, kwargs = codec.rewritten(spec["args"]), codec.rewritten(spec["kwargs"])
+        args = spec["args"]
         if given is not None:
             args = f"[{given}]" if args == "[]" else f"[{given},{args[1:]}"
         return Message(
@@ -203,7 +200,7 @@ def made(
             queue=queue,
             priority=priority,
             args_json=args,
-            kwargs_json=kwargs,
+            kwargs_json=spec["kwargs"],
             form=FLOW_FORM,
             enqueued_at=now,
             expires_at=expires_at,

@@ -131,7 +131,7 @@ class Publishing(Reading):
             raise UnsupportedError("W1", bridge.settings.url.target, problem)
         if call.options.queue is not None:
             check_known(call.options.queue, bridge.queues())
-        text = _spec_of(call, bridge.queue_of(name), takes=takes)
+        text = _spec_of(call, self._sender.way(call.declaration).queue, takes=takes)
         if len(text) > most and (size := sum(map(len, call.encoded()[:2]))) > most:
             raise MessageTooLarge(name, size, most)
         return text
@@ -156,9 +156,10 @@ class Publishing(Reading):
     def _message(self, spec: Spec, place: Place, given: str | None) -> Message:
         bridge, now = self._bridge, self._bridge.now()
         declared = bridge.declaration_of(spec["task"])
-        queue = spec.get("queue") or (spec["home"] if declared is None else bridge.queue_of(spec["task"]))
-        priority = spec.get("priority") or ("normal" if declared is None else declared.priority)
-        lasts_s = spec.get("expires_s", None if declared is None else declared.expires_s)
+        way = None if declared is None else self._sender.way(declared)
+        queue = spec.get("queue") or (spec["home"] if way is None else way.queue)
+        priority = spec.get("priority") or ("normal" if way is None else way.priority)
+        lasts_s = spec.get("expires_s", None if way is None else way.expires_s)
         expires_at = spec.get("expires_at", None if lasts_s is None else now + lasts_s)
         message = made(spec, place, queue=queue, priority=priority, expires_at=expires_at, now=now, given=given)
         return message if bridge.settings.goes_along else replace(message, relayed=True)
@@ -248,10 +249,12 @@ class Publishing(Reading):
             if not specs:
                 raise DecodeError(f"the calls of group {stage} of flow {id} are gone")
             delay_s = max(0.0, ready_at - self._bridge.now()) if ready_at else 0.0
-            for start in range(0, len(specs), PAGE):
-                part, rest = enumerate(specs[start : start + PAGE], sent + start), (life, group["total"], flags, above)
-                messages = [self._message(spec, Place(id, f"{stage}/{index}", *rest), None) for index, spec in part]
-                self._give(messages, delay_s, self._deadline())
+            rest = life, group["total"], flags, above
+            messages = [
+                self._message(spec, Place(id, f"{stage}/{index}", *rest), None)
+                for index, spec in enumerate(specs, sent)
+            ]
+            self._give(messages, delay_s, self._deadline())
             before, sent = sent, sent + len(specs)
             self._backend.note_sent(group_key(id, stage), sent, timeout_s=self._timeout_s)
             self._forget(id, stage, group, before, sent)
@@ -306,7 +309,7 @@ def _spec_of(call: Call[Any], home: str, *, takes: bool = False) -> str:
     if given:
         text = f",{codec.to_json(given)[1:-1]}"
     head = f'{{"task":{codec.to_json(call.declaration.name)},"home":{codec.to_json(home)}'
-    return f'{head},"args":{args},"kwargs":{kwargs}{text}}}'
+    return f'{head},"args":{codec.to_json(args)},"kwargs":{codec.to_json(kwargs)}{text}}}'
 
 
 def _pages(calls: Iterable[Call[Any]]) -> Iterator[list[Call[Any]]]:

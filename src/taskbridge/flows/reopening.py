@@ -9,7 +9,6 @@ from itertools import chain
 from time import monotonic
 from typing import Any, Final, cast
 
-from taskbridge import codec
 from taskbridge.flows.plan import PAGE, FlowRow, Group, Plan, Spec, packed, plan_key, row_key, step_id, unpacked
 from taskbridge.flows.publishing import Look, Publishing
 from taskbridge.flows.states import FINAL, FlowStatus
@@ -219,7 +218,7 @@ class Reopening(Publishing):
         elif old is not None and (sent := status_of("", old).sent) is not None:
             args, kwargs, headers = sent
             head: Any = {"task": old["task"], "home": old["queue"], "queue": old["queue"], "headers": dict(headers)}
-            spec = {**head, "args": codec.from_json(args), "kwargs": codec.from_json(kwargs)}
+            spec = {**head, "args": args, "kwargs": kwargs}
             message = self._message(cast("Spec", spec), place, None)
         else:
             return None

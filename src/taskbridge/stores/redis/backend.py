@@ -29,7 +29,7 @@ One script replaces any of the strings if its first line is as it was seen.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby, repeat
 from random import randrange
 from time import monotonic
@@ -171,19 +171,16 @@ class RedisBackend(Backend):
         """Return commands that do commits, in order, and how many each does; one does many that are alike."""
         calls: list[tuple[RedisCommand, int]] = []
         for shape, run in groupby(commits, _shape):
-            alike, keys, words, size = [*run], list[str](), list[Any](), 0
-            for commit in alike if shape is not None else ():
-                for write in commit.writes:
-                    keys.append(self._prefix + write.key)
-                    words.append(write.text)
-                for command in commit.commands:
-                    words += command[2:]
-                    size += len(words[-1])  # where engines put the body
-            if shape is None or len(alike) == 1 or size > _MOST_BYTES or len(words) > _MOST_WORDS:
-                calls += [(self._committing_as(commit, shape), 1) for commit in alike]
-            else:
+            for alike in [[each] for each in run] if shape is None else _chunks(run):
+                if len(alike) == 1:
+                    calls.append((self._committing_as(alike[0], shape), 1))
+                    continue
+                assert shape is not None
+                keys = [self._prefix + write.key for commit in alike for write in commit.writes]
                 head = len(shape[0]), *map(_milliseconds, shape[0]), *shape[1:]
-                calls.append((_MAKE_MANY(keys, *head, *words), len(alike)))
+                calls.append(
+                    (_MAKE_MANY(keys, *head, *(word for each in alike for word in _own_words(each))), len(alike))
+                )
         return calls
 
     def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
@@ -407,6 +404,24 @@ def _member(text: str | None, *, is_bad: bool) -> tuple[Counted, str | None]:
         return "done", text
     how, mark, rest = (text or "").partition("\n")
     return _WAYS.get(how, "dead"), rest if mark else None
+
+
+def _own_words(commit: Commit) -> list[Any]:
+    """Return what differs in commits that are alike: their texts, and the items of their commands."""
+    return [*(write.text for write in commit.writes), *(item for command in commit.commands for item in command[2:])]
+
+
+def _chunks(commits: Iterable[Commit]) -> Iterator[list[Commit]]:
+    """Yield commits that are alike, as many together as one script is given at once."""
+    chunk, size, count = list[Commit](), 0, 0
+    for commit in commits:
+        words = _own_words(commit)
+        size, count = size + sum(len(str(command[-1])) for command in commit.commands), count + len(words)
+        if chunk and (size > _MOST_BYTES or count > _MOST_WORDS):  # engines put the body last
+            yield chunk
+            chunk, size, count = [], 0, len(words)
+        chunk.append(commit)
+    yield chunk
 
 
 def _words_of(commit: Commit) -> list[Word]:

@@ -19,8 +19,8 @@ if is_new and text then
   own('HSET', KEYS[8], index, text)
   local at = redis.call('HGET', group, 'until')
   if at then  -- for these may be new
-    redis.call('PEXPIREAT', KEYS[8], at)
-    redis.call('PEXPIREAT', group .. ':bad', at)
+    redis.pcall('PEXPIREAT', KEYS[8], at)
+    redis.pcall('PEXPIREAT', group .. ':bad', at)
   end
 end
 local posts = ended >= tonumber(ARGV[11]) or ARGV[10] == 'always' or ARGV[10] == 'bad' and how ~= 'done'
