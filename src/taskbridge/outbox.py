@@ -212,7 +212,7 @@ class Relay(Background):
         found = outbox.due_entries(most=_TOGETHER, lease_s=_LEASE_S, timeout_s=self._timeout_s)
         flows = [key for key, _ in found if key.startswith(OF_FLOWS)]
         for key in flows:
-            self._host.flows.advance(key, resumes=True)
+            self._look_after(key)
         texts = [each for each in found if not each[0].startswith(OF_FLOWS)]
         read = {key: self._read(outbox, key, text, is_store=True) for key, text in texts}
         self._has_found = bool(found)
@@ -220,6 +220,15 @@ class Relay(Background):
         self.publish(ready, timeout_s=self._timeout_s)
         self._hand_on(outbox, read)
         return len(found)
+
+    def _look_after(self, entry: str) -> None:
+        """Do what is due in a flow; what fails keeps back nothing else, and is tried again after the lease."""
+        try:
+            self._host.flows.advance(entry, resumes=True)
+        except BrokerUnavailable:
+            raise
+        except Exception:
+            _log.exception("what follows in a flow waits (entry %r of the outbox)", entry)
 
     def _step_application(self) -> int:
         self._is_busy = False
