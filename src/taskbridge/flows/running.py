@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from taskbridge import codec
 from taskbridge.brokers.base import hand_over
 from taskbridge.durations import When
-from taskbridge.exceptions import BrokerUnavailable, EncodeError, IdempotencyConflict, NoSuchRecord, StoreUnavailable
+from taskbridge.exceptions import (
+    BrokerUnavailable,
+    DecodeError,
+    EncodeError,
+    IdempotencyConflict,
+    NoSuchRecord,
+    StoreUnavailable,
+)
 from taskbridge.flows.handle import FlowHandle
 from taskbridge.flows.plan import (
     PAGE,
@@ -173,11 +180,23 @@ class Flows(Reopening):
                 return False
             if row.get("closed"):
                 return self._close(id, row)
-            plan = plan_of(texts[1])
+            try:
+                plan = plan_of(texts[1])
+            except DecodeError as exc:
+                self._given_up(id, row, str(exc))
+                continue
             step = self._after_end if row["state"] in FINAL else self._after_step
             found = step(id, row, plan, look)
             if found is not None:
                 return found
+
+    def _given_up(self, id: str, row: FlowRow, problem: str) -> None:
+        """Have a flow fail whose plan can't be read; nothing is called back, for nobody knows what."""
+        _log.error("flow %s is given up: %s", id, problem)
+        new = row.copy()
+        new["state"], new["ended_at"], new["closed"] = "failed", round(self._bridge.now(), 6), True
+        new["end"] = ["", "", "dead", "undecodable", "DecodeError", problem]
+        self._committed([self._write(id, row, new, ends=True)], None, [], self._deadline())
 
     def _after_step(self, id: str, row: FlowRow, plan: Plan, look: Look) -> bool | None:
         """Do what is due in a flow that runs; return None to look again, else whether to look after it later."""
@@ -206,6 +225,15 @@ class Flows(Reopening):
             False if it may not be done, for the record, or the flow's row, is not as it was read; None to count the
             step by itself, and to do what is due after that.
         """
+        try:
+            return self._at_once(write, record)
+        except BrokerUnavailable:
+            raise
+        except Exception:  # the end is recorded all the same, and what is due then is tried again
+            _log.exception("what follows in a flow is not known yet")
+            return None
+
+    def _at_once(self, write: Write, record: states.Row) -> bool | None:
         place = place_of(record["flow"])
         if place.member is not None or place.is_callback or record["state"] != "done":
             return None
