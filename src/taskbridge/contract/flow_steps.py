@@ -49,9 +49,9 @@ class Followed:
             h.equal("its result", told(result_of(h, self.handle)), value)
         else:
             h.refused(TaskBridgeError, self.handle.result, 0)
-        for callback in filter(None, (plan.failure, plan.end)):
+        for callback in plan.callbacks():
             if least := self._expected.least[callback.mark]:
-                begun(h, callback.mark, times=least)
+                begun(h, callback.mark, times=least, within_s=within_s)
         self.went()
         return status
 
