@@ -57,7 +57,7 @@ def _something_is_due(args: tuple[Any, ...]) -> bool:
 
 
 def _ends_a_step(args: tuple[Any, ...]) -> bool:
-    row: Any = next(each for each in args if isinstance(each, dict))
+    row: Any = args[4]
     return "flow" in row and row["state"] in FINAL
 
 

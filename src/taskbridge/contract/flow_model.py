@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from taskbridge.contract.flow_plan import FlowPlan, Part, Stage
 from taskbridge.contract.probe import Record
@@ -17,7 +17,7 @@ class _Outcome(NamedTuple):
 
     state: str
     value: Any
-    count: int
+    starts: int
     becomes: bool = False
 
 
@@ -48,7 +48,7 @@ class Expected:
                 is_sure = surely and (stage.on_error != "fail" or not bad or (len(bad) == 1 and outcome is bad[0]))
                 self._add(part, outcome, given if stage.takes else None, healed=healed, surely=is_sure)
                 if is_sure and (outcome.state == "done" or stage.on_error == "collect"):
-                    self._over[part.mark] = outcome._replace(count=0, becomes=False)
+                    self._over[part.mark] = outcome._replace(starts=0, becomes=False)
             if bad and stage.on_error != "collect":
                 break
             given = _passed(stage, outcomes)
@@ -93,12 +93,12 @@ class Expected:
         return _Outcome("dead", None, most)
 
     def _add(self, part: Part, outcome: _Outcome, given: Any, *, healed: Collection[str], surely: bool) -> None:
-        self.most[part.mark] += outcome.count
+        self.most[part.mark] += outcome.starts
         self.given[part.mark].append(given)
         if not surely:
             self._unsure.add(part.mark)
         elif part.mark not in self._unsure:
-            self.least[part.mark] += outcome.count
+            self.least[part.mark] += outcome.starts
         if part.becomes is not None and outcome.becomes:
             self.live(part.becomes, healed=healed, surely=surely)
             if outcome.state == "dead":
@@ -117,16 +117,15 @@ def differences(plan: FlowPlan, expected: Expected, starts: Iterable[Record]) ->
     """Return in what ways a flow went another way than it must, as sentences."""
     seen: Mapping[str, list[Record]] = {part.mark: [] for part in plan.parts()}
     for start in starts:
-        if (mark := start.data.get("mark")) in seen:
-            seen[mark].append(start)
+        seen.get(str(start.data.get("mark")), []).append(start)
     broken: list[str] = []
     for mark, records in seen.items():
         least, most, count = expected.least[mark], expected.most[mark], len(records)
         if not least <= count <= most:
             broken.append(f"{mark} should start {least} to {most} times, but started {count} times")
         for record in records:
-            given = record.data["given"]
-            given = given["state"] if isinstance(given, dict) else given
+            given: Any = record.data["given"]
+            given = cast("Any", given)["state"] if isinstance(given, dict) else given
             if given not in expected.given[mark]:
                 broken.append(f"{mark} should be given one of {expected.given[mark]!r}, but was given {given!r}")
     return broken

@@ -15,7 +15,7 @@ from taskbridge.flows.states import OnError
 
 _LONG: Final = 100
 
-FlowTasks = Mapping[str, "Task[[Any, dict[str, Any]], Any]"]
+FlowTasks = Mapping[str, "Task[[Any, dict[str, Any]], object]"]
 """The tasks that do what parts say, by the names of their policies."""
 
 
@@ -43,7 +43,7 @@ class Part(Brief):
         """Return the call of one that is given nothing."""
         return self.task(tasks).call(None, self.plain())
 
-    def task(self, tasks: FlowTasks) -> Task[[Any, dict[str, Any]], Any]:
+    def task(self, tasks: FlowTasks) -> Task[[Any, dict[str, Any]], object]:
         """Return its task."""
         return tasks[self.policy].using(queue=self.queue)
 
@@ -54,9 +54,10 @@ class Part(Brief):
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Self:
         """Return the part that travelled in a message."""
-        becomes = plain["becomes"]
-        steps = tuple(Step(**step) for step in plain["steps"])
-        return cls(**{**plain, "steps": steps, "becomes": None if becomes is None else FlowPlan.of(becomes)})
+        becomes, fields = plain["becomes"], dict(plain)
+        fields["steps"] = tuple(Step(**step) for step in plain["steps"])
+        fields["becomes"] = None if becomes is None else FlowPlan.of(becomes)
+        return cls(**fields)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -118,9 +119,13 @@ class FlowPlan(Brief):
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Self:
         """Return the plan that travelled in a message."""
-        stages = tuple(Stage(**{**each, "parts": tuple(map(Part.of, each["parts"]))}) for each in plain["stages"])
+        stages = tuple(_stage_of(**each) for each in plain["stages"])
         callbacks = {name: plain[name] and Part.of(plain[name]) for name in ("failure", "end")}
         return cls(stages=stages, **callbacks)
+
+
+def _stage_of(parts: Sequence[Mapping[str, Any]], **others: Any) -> Stage:
+    return Stage(parts=tuple(map(Part.of, parts)), **others)
 
 
 def _group(calls: Iterator[Call[Any]], stage: Stage) -> Flow[Any]:
@@ -139,11 +144,10 @@ def grouping(*parts: Part, on_error: OnError = "fail", at_once: int | None = Non
     return Stage(parts=parts, is_group=True, on_error=on_error, at_once=at_once)
 
 
-def told(given: object) -> Any:
+def told(given: Any) -> Any:
     """Return what a step was given, as JSON holds it and the model tells it: of long text its length and hash."""
     if isinstance(given, Outcome):
-        outcome = cast("Outcome[Any]", given)
-        return [outcome.state, told(outcome.value)]
+        return [given.state, told(given.value)]  # pyright: ignore[reportUnknownMemberType]
     if is_dataclass(given) and not isinstance(given, type):  # a FlowEnd
         return asdict(given)
     if isinstance(given, str):

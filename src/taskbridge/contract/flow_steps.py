@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from taskbridge import Call, Flow, FlowHandle, FlowStatus, Message, NoSuchRecord, TaskBridgeError
 from taskbridge.contract.flow_model import Expected, differences
@@ -145,7 +145,7 @@ def counting(h: Harness) -> Generator[Counter[str]]:
         def count(*given: Any, **named: Any) -> Any:
             if threading.get_ident() == thread:
                 made["calls"] += 1
-                made[kind] += len(given[0]) if isinstance(given[0], list | tuple) else 1
+                made[kind] += len(cast("list[Any]", given[0])) if isinstance(given[0], list | tuple) else 1
             return stock(*given, **named)
 
         return count

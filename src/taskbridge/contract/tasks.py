@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final, cast, get_args
 
 from taskbridge import Bridge, Context, Discard, Event, ResultInTask, Retry, RetryPolicy, Task, Unique, become, current
-from taskbridge.contract.flow_plan import Part, told
+from taskbridge.contract.flow_plan import FlowTasks, Part, told
 from taskbridge.contract.odd_errors import ODD_ERRORS
 from taskbridge.contract.probe import END, START, Probe
 from taskbridge.contract.program import ERRORS, POLICIES, PermanentError, Step, TransientError
@@ -185,7 +185,7 @@ class Tasks:
             name: bridge.task(name=f"contract.unique.{name}", retry=twice, unique=unique)(self._keyed)
             for name, unique in UNIQUE.items()
         }
-        self.parts: Mapping[str, Task[[Any, dict[str, Any]], Any]] = {
+        self.parts: FlowTasks = {
             name: bridge.task(name=f"contract.part.{name}", retry=POLICIES[name])(self._part)
             for name in ("once", "twice")
         }
@@ -387,7 +387,7 @@ class Tasks:
             self._ended(context, ending)
         return f"result of {context.id}"
 
-    def _part(self, given: Any, part: dict[str, Any]) -> Any:
+    def _part(self, given: Any, part: dict[str, Any]) -> object:
         """Do what a part of a flow says, and tell what it was given."""
         context, plan = current(), Part.of(part)
         self._started(context, mark=plan.mark, given=told(given))

@@ -270,7 +270,7 @@ def a_replay_reopens_its_flow(h: Harness) -> None:
             h.equal("what is replayed", set(h.bridge.dead.replay(ids).ids), ids)
         status = followed.ends(healed=("healed",))
         left = {each for each in ids if h.letters(each)}
-        h.equal("the dead letters", left, set() if status.state == "done" else ids)
+        h.equal("the dead letters", left, set[str]() if status.state == "done" else ids)
     h.idle()
     for followed, _ in flows:
         followed.went()

@@ -117,7 +117,8 @@ def the_same_id_is_one_flow(h: Harness) -> None:
     name = f"nightly {uuid4().hex}"  # another at each run: a namespace may be that of an environment before this one
     plan = chain(name, single(f"{name} a"), grouping(*parts(f"{name} b", 3)), single(f"{name} c"))
     with ThreadPoolExecutor(8) as pool:
-        handles = list(pool.map(lambda _: built(h, plan).using(id=name).send(), range(8)))
+        futures = [pool.submit(built(h, plan).using(id=name).send) for _ in range(8)]
+    handles = [future.result() for future in futures]
     h.equal("how many are new", [handle.is_new for handle in handles].count(True), 1)
     h.equal("their ids", {handle.id for handle in handles}, {name})
     followed = Followed(h, plan, handle=handles[0])
