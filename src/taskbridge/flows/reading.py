@@ -114,7 +114,11 @@ class Reading:
 
     def _listed(self, found: Sequence[tuple[str, str]]) -> Sequence[FlowStatus]:
         """Return what is known of flows, each with the list where it stands; those that are there no more leave it."""
-        texts, rows, gone = self._get(*(key for key, _ in found)) if found else [], dict[str, FlowRow](), list[Listed]()
+        texts, rows, gone = (
+            self._get(*(row_key(key.removeprefix("flow:")) for key, _ in found)) if found else [],
+            dict[str, FlowRow](),
+            list[Listed](),
+        )
         for (key, name), text in zip(found, texts, strict=True):
             row = unpacked(text)
             if row is not None and name == f"flow:{row['state']}":
