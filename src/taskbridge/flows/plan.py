@@ -4,7 +4,7 @@
 |---|---|
 | `flow:ID` | the row (`FlowRow`), and what the stage before has returned |
 | `flow:ID:plan` | the stages and the callbacks (`Plan`); it never changes |
-| `flow:ID:calls:STAGE:PAGE` | calls of a group of more than `PAGE`, until they are published |
+| `flow:ID:calls:SENDING:STAGE:PAGE` | calls of a group of more than `PAGE`, until they are published |
 
 What a group has counted is the backend's: `flow:ID:group:STAGE`. The ids of steps are hashes of the flow's id and the
 step's key, so that whoever publishes one again makes the same message (rule W3).
@@ -44,9 +44,9 @@ def plan_key(flow_id: str) -> str:
     return f"flow:{named(flow_id)}:plan"
 
 
-def calls_key(flow_id: str, stage: int, page: int) -> str:
-    """Return the key of some calls of a group."""
-    return f"flow:{named(flow_id)}:calls:{stage}:{page}"
+def calls_key(flow_id: str, pages: str, stage: int, page: int) -> str:
+    """Return the key of some calls of a group; `pages` tells those of one sending from those of another one."""
+    return f"flow:{named(flow_id)}:calls:{pages}:{stage}:{page}"
 
 
 def step_id(flow_id: str, key: str, life: int = 0) -> str:
@@ -104,7 +104,8 @@ class FlowRow(TypedDict, total=False):
     members of its group had ended badly as it was reopened. `reopened`: what was given up is to be published again;
     with `again`, all that has ended badly. `callback`: which callback it waits for. `given` is what the stage before
     has returned, as JSON, or the flow itself, and `lost` why there is none. `above` is as in `Place`. `parent` is the
-    message whose task returned it, and its life. `closed`: nothing of it is left to do.
+    message whose task returned it, and its life. `closed`: nothing of it is left to do. `pages` is in the keys
+    of the calls of large groups.
     """
 
     name: Required[str]
@@ -126,6 +127,7 @@ class FlowRow(TypedDict, total=False):
     closed: bool
     given: str
     lost: str
+    pages: str
     above: list[Any]
     version: int
 

@@ -169,8 +169,8 @@ class Reading:
                 oldest[each] = step_id(each, str(at))
             elif looks or (row["state"] == "running" and now - row["created_at"] > _STALLED_S):
                 index = self._backend.first_open(group_key(each, at), row["totals"][at], timeout_s=self._timeout_s)
-                if index is not None:
-                    oldest[each] = step_id(each, f"{at}/{index}")
+                index = row["totals"][at] - 1 if index is None else index  # if all have ended, the flow goes on soon
+                oldest[each] = step_id(each, f"{at}/{index}")
         known = self._records.find([*oldest.values()], timeout_s=self._timeout_s)
         records, waits = dict(zip(oldest, known, strict=True)), _once(self._bridge.counts if asks else lambda: None)
         return [

@@ -31,6 +31,10 @@ class Reopening(Publishing):
     def look_after(self, id: str, look: Look) -> None:
         """Do what is due in a flow, and remove the entries of whoever does, unless it is looked after again."""
 
+    @abstractmethod
+    def advance_due(self) -> None:
+        """Do what is due in the flows whose steps this process has counted."""
+
     def _kept_s(self, row: FlowRow) -> float | None:
         """Return for how many seconds a flow is kept after its end.
 
@@ -70,6 +74,8 @@ class Reopening(Publishing):
             if self._done(act):
                 self.look_after(id, Look(self._deadline(), resumes=True, entries={each.id for each in act.entries}))
                 break
+        if not is_step:
+            self.advance_due()
         return self.status(id)
 
     def replay(self, messages: Sequence[tuple[Message, float]]) -> tuple[str, ...]:
@@ -85,6 +91,7 @@ class Reopening(Publishing):
             self._bridge.relay.publish(kept[start : start + PAGE], timeout_s=self._timeout_s)
         for each in flows:
             self.look_after(each, Look(self._deadline(), resumes=True))
+        self.advance_due()
         return tuple(each.message.id for each in kept)
 
     def _replayed(self, message: Message, delay_s: float) -> Held:
@@ -187,8 +194,10 @@ class Reopening(Publishing):
             steps, commits, kept = [step_id(id, key) for key in keys], list[Commit](), dict[str, Held]()
             for key, step, text in zip(keys, steps, self._get(*map(key_of, steps)), strict=True):
                 old = stored.unpacked(text)
-                if old is not None and self._is_left(row, old, again=again):
-                    dead += [step] if again and old["state"] == "dead" and not old.get("became") else []
+                if old is not None and self._goes_on_by_itself(row, old, again=again):
+                    continue
+                if old is not None and old["state"] == "dead":
+                    dead += [step] if again else []
                     continue
                 message = self._made_again(id, row, plan, key, old)
                 if message is None:
@@ -204,17 +213,17 @@ class Reopening(Publishing):
         if dead:
             self._bridge.dead.replay(dead)
 
-    def _is_left(self, row: FlowRow, old: states.Row, *, again: bool) -> bool:
-        """Return whether a step is not to be published again; if it became a flow, that goes on."""
-        if old["state"] == "done":
+    def _goes_on_by_itself(self, row: FlowRow, old: states.Row, *, again: bool) -> bool:
+        """Return whether a step runs, is done, or was given again in this life; if it became a flow, that goes on."""
+        life, flow = row.get("life", 0), old.get("flow")
+        if old["state"] == "done" or (flow is not None and place_of(flow).life == life):
             return True
         if (became := old.get("became")) and (inner := self._row(became)) is not None:
-            if inner["state"] != "done" and (again or old["state"] != "dead"):
+            was_given = inner.get("above", [-1])[-1] == life
+            if inner["state"] != "done" and not was_given and (again or old["state"] != "dead"):
                 self.retry(became, is_step=True)
             return True
-        flow = old.get("flow")
-        was_given = flow is not None and place_of(flow).life == row.get("life", 0) and old["state"] not in states.FINAL
-        return old["state"] in ("running", "dead") or was_given
+        return old["state"] == "running"
 
     def _made_again(self, id: str, row: FlowRow, plan: Plan, key: str, old: states.Row | None) -> Message | None:
         """Return the message of a step as it starts again, in another life of its own; None if nobody knows it.

@@ -274,6 +274,8 @@ def _forget_call(row: Row) -> None:
 def _won(row: Row, run: Run) -> bool:
     """Return whether a run had begun before its worker could know that it was cancelled."""
     ended_at = row.get("ended_at")
+    if "flow" in row:
+        return False  # its end is counted
     return row["state"] == "cancelled" and ended_at is not None and run.at <= ended_at + CANCEL_KNOWN_S
 
 
