@@ -175,9 +175,9 @@ def nobody_is_called_back() -> None:
     """A flow that has failed calls only what is called at any end."""
 
     def make(called_back: Any) -> Any:
-        def end_only(self: Any, id: Any, row: Any, new: Any, plan: Any, key: str, look: Any) -> Any:
+        def end_only(self: Any, id: Any, row: Any, new: Any, plan: Any, key: str, look: Any, *also: Any) -> Any:
             end = "end" if plan["end"] else ""
-            return called_back(self, id, row, new, plan, end if key == "failure" else key, look)
+            return called_back(self, id, row, new, plan, end if key == "failure" else key, look, *also)
 
         return end_only
 
@@ -318,16 +318,16 @@ def a_flow_belongs_to_the_engine_that_began_it() -> None:
 
         return named
 
-    def go_on(goes_on: Any) -> Any:
-        def own(self: Any, id: str, look: Any) -> Any:
-            row = self._row(id)
-            is_own = row is None or row["name"].startswith(self._bridge.settings.url.engine)
-            return goes_on(self, id, look) if is_own else False
+    def go_on(after_step: Any) -> Any:
+        def own(self: Any, id: str, row: Any, *given: Any) -> Any:
+            is_own = row["name"].startswith(self._bridge.settings.url.engine)
+            return after_step(self, id, row, *given) if is_own else False
 
         return own
 
     put(_PUBLISHING, "Publishing._planned", plan)
-    put(_RUNNING, "Flows._goes_on", go_on)
+    put(_RUNNING, "Flows.step_ended", lambda _: lambda *_: None)
+    put(_RUNNING, "Flows._after_step", go_on)
 
 
 @mutant("W13", "a_group_of_any_width_is_sent_in_batches")

@@ -147,14 +147,24 @@ def given_otherwise(mark: str, given: Any) -> Callable[[list[Record]], list[Reco
     return change
 
 
+def twice(mark: str) -> Callable[[list[Record]], list[Record]]:
+    return lambda starts: [*starts, *(each for each in starts if each.data["mark"] == mark)]
+
+
+def without(mark: str) -> Callable[[list[Record]], list[Record]]:
+    return lambda starts: [each for each in starts if each.data["mark"] != mark]
+
+
+MARKS = (*"abcd", "failure", "end")
+
 WRONG_STORIES: dict[str, Callable[[list[Record]], list[Record]]] = {
-    **{f"{mark} did not start": lambda starts, mark=mark: [each for each in starts if each.data["mark"] != mark] for mark in (*"abcd", "failure", "end")},
-    **{f"{mark} started twice": lambda starts, mark=mark: [*starts, *(each for each in starts if each.data["mark"] == mark)] for mark in (*"abcd", "failure", "end")},
+    **{f"{mark} did not start": without(mark) for mark in MARKS},
+    **{f"{mark} started twice": twice(mark) for mark in MARKS},
     "an outcome is another": given_otherwise("c", [["done", "a"], ["discarded", None]]),
     "an outcome is missing": given_otherwise("c", [["done", "a"]]),
     "the end is another": given_otherwise("end", {"state": "done"}),
     "nothing was given": given_otherwise("c", None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("story", WRONG_STORIES)

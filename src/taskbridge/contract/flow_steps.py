@@ -8,7 +8,7 @@ from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from taskbridge import Call, Flow, FlowHandle, FlowStatus, NoSuchRecord, TaskBridgeError
+from taskbridge import Call, Flow, FlowHandle, FlowStatus, Message, NoSuchRecord, TaskBridgeError
 from taskbridge.contract.flow_model import Expected, differences
 from taskbridge.contract.flow_plan import FlowPlan, Part, Stage, told
 from taskbridge.contract.harness import Harness
@@ -108,6 +108,24 @@ def parts(prefix: str, count: int, *steps: Step, **more: Any) -> list[Part]:
 def chain(name: str, *stages: Stage) -> FlowPlan:
     """Return a plan with both callbacks, whose marks begin with a name."""
     return FlowPlan(stages=stages, failure=Part(mark=f"{name} failure"), end=Part(mark=f"{name} end"))
+
+
+@contextmanager
+def sent_by(h: Harness) -> Generator[list[Message]]:
+    """Yield the messages that this thread sends while the block runs."""
+    wire: Any = h.bridge.wire
+    encode, thread, sent = wire.encode, threading.get_ident(), list[Message]()
+
+    def copy(message: Message) -> Any:
+        if threading.get_ident() == thread:
+            sent.append(message)
+        return encode(message)
+
+    wire.encode = copy
+    try:
+        yield sent
+    finally:
+        wire.encode = encode
 
 
 _READS: Final = ("get", "counts_of", "members", "first_open", "listed", "count_listed")

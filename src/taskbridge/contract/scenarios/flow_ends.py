@@ -23,6 +23,7 @@ from taskbridge.contract.flow_steps import (
     ends_of,
     parts,
     result_of,
+    sent_by,
     starts_of,
     status_of,
 )
@@ -51,24 +52,6 @@ _SENT_S: Final = 5.0
 """How soon the first steps of a flow are with the broker whose sender has died."""
 
 
-@contextmanager
-def _copied(h: Harness) -> Generator[list[Message]]:
-    """Yield the messages that this thread sends while the block runs."""
-    wire: Any = h.bridge.wire
-    encode, thread, sent = wire.encode, threading.get_ident(), list[Message]()
-
-    def copy(message: Message) -> Any:
-        if threading.get_ident() == thread:
-            sent.append(message)
-        return encode(message)
-
-    wire.encode = copy
-    try:
-        yield sent
-    finally:
-        wire.encode = encode
-
-
 def _send_again(h: Harness, sent: list[Message]) -> None:
     """Put other deliveries of messages on their queues, which say that they were delivered before."""
     again = [replace(message, redelivered=1) for message in sent]
@@ -89,7 +72,7 @@ def each_step_counts_once_however_it_ends(h: Harness) -> None:
         h.tasks.odd.call("large"),
     ]
     flow = group(members, on_error="collect").then(once, Part(mark="ends then").plain())
-    with _copied(h) as sent:
+    with sent_by(h) as sent:
         handle = flow.on_end(once, Part(mark="ends end").plain()).send()
     h.equal("how many are sent", len(sent), len(members))
     cancelled = h.bridge.handle(handle.status().oldest)
