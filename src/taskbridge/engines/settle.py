@@ -54,6 +54,7 @@ from taskbridge.settings import Settings
 from taskbridge.stores.base import Claim, Marks
 from taskbridge.stores.records import FINAL, Ending, Records, State, Status
 from taskbridge.stores.states import Row
+from taskbridge.stores.steps import flags_of
 from taskbridge.stores.transitions import latest, wait_s
 from taskbridge.vitals import Ended
 
@@ -259,7 +260,7 @@ def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | 
         if message.unique:
             return _begin_in_order(task, records, message)
         records.started(message, worker=this_process(), at=task.now())
-        if message.flow and "g" in message.flow.rpartition("\t")[2]:
+        if message.flow and "g" in flags_of(message.flow):
             return _persist(task, task.flows().filled, message)
     return None
 

@@ -33,7 +33,7 @@ from taskbridge.observing import sending
 from taskbridge.routing import check_known
 from taskbridge.stores.backend import ABSENT, Commit, Entry, Write
 from taskbridge.stores.claims import OWN_S
-from taskbridge.stores.entries import Held, held
+from taskbridge.stores.entries import LOOK, Held, held
 from taskbridge.stores.records import key_of
 from taskbridge.stores.steps import Place, entry_id, group_key
 
@@ -47,6 +47,7 @@ _log = logger("taskbridge.flows")
 _BATCH: Final = 1000  # how many members are published before that is noted
 _PAGES: Final = 10  # how many pages of calls are written at a time
 SENDING_S: Final = 2.0  # for how long the sending of a group is left to who does it
+_MOST_STAGES: Final = 100  # in which the calls of a flow are looked for that was never stored
 _PLANNED_S: Final = 3600.0  # for how long a plan may be in the making
 _TRAVELS: Final = 65_536  # characters: what is passed on in the next message; more is read as that starts
 
@@ -61,7 +62,7 @@ class Look:
 
     def entry(self, id: str, what: str, row: FlowRow, in_s: float) -> Entry:
         """Return an entry that has the flow looked after, if whoever looks after it now is killed."""
-        made = Entry(entry_id(id, what, row.get("life", 0)), "flow", in_s)
+        made = Entry(entry_id(id, what, row.get("life", 0)), LOOK, in_s)
         self.entries.add(made.id)
         return made
 
@@ -237,29 +238,31 @@ class Publishing(Reading):
 
     # Groups
 
+    def _member(self, id: str, row: FlowRow, group: Group, index: int) -> Place:
+        """Return the place of a member of the group at which a flow is."""
+        flags = ("r" if group["wants"] else "") + ("b" if group["on_error"] == "fail" else "")
+        flags += "a" if group["at_once"] else ""
+        key, above = f"{row['stage']}/{index}", tuple(row.get("above", ()))
+        return Place(id, key, row.get("life", 0), group["total"], flags, above)
+
     def _give_members(self, id: str, row: FlowRow, plan: Plan, upto: int, sent: int) -> None:
         """Publish members of the group at which a flow is, from the first one that may not be published yet."""
         stage, group, life = row["stage"], cast("Group", plan["stages"][row["stage"]]), row.get("life", 0)
         ready_at = row["created_at"] + row.get("delay_s", 0.0) if stage == 0 and row.get("delay_s") else 0.0
-        flags = ("r" if group["wants"] else "") + ("b" if group["on_error"] == "fail" else "")
-        flags += "a" if group["at_once"] else ""
-        above = tuple(row.get("above", ()))
         while sent < upto:
             specs = self._calls(id, stage, group, sent, min(upto, sent + _BATCH))
             if not specs:
                 raise DecodeError(f"the calls of group {stage} of flow {id} are gone")
             delay_s = max(0.0, ready_at - self._bridge.now()) if ready_at else 0.0
-            rest = life, group["total"], flags, above
             messages = [
-                self._message(spec, Place(id, f"{stage}/{index}", *rest), None)
-                for index, spec in enumerate(specs, sent)
+                self._message(spec, self._member(id, row, group, index), None) for index, spec in enumerate(specs, sent)
             ]
             self._give(messages, delay_s, self._deadline())
             before, sent = sent, sent + len(specs)
             self._backend.note_sent(group_key(id, stage), sent, timeout_s=self._timeout_s)
             self._forget(id, stage, group, before, sent)
             if sent < upto:
-                mine = Entry(entry_id(id, f"sent.{stage}", life), "flow", SENDING_S)
+                mine = Entry(entry_id(id, f"sent.{stage}", life), LOOK, SENDING_S)
                 self._backend.commit([Commit((), [mine])], timeout_s=self._timeout_s)
                 found = self._row(id)
                 if found is None or found["state"] != "running" or found["stage"] != stage:
@@ -285,13 +288,23 @@ class Publishing(Reading):
         start = first - pages[0] * PAGE
         return calls[start : start + end - first]
 
-    def _forget_orphans(self, id: str) -> None:
-        """Remove the calls of a flow whose sender has died before it was stored."""
-        for stage in range(100):
-            page = 0
-            while any(self._get(*(keys := [calls_key(id, stage, each) for each in range(page, page + PAGE)]))):
-                self._backend.remove(keys, timeout_s=self._timeout_s)
-                page += PAGE
+    def _forget_what_is_left(self, id: str, entries: Iterable[str]) -> None:
+        """Remove what is left of a flow that is no more, or whose sender has died before it was stored."""
+        for what in (entry.rpartition("\t")[2].partition(".")[0].split("/") for entry in entries):
+            if what[0].isdecimal():  # a member has ended after its group was forgotten
+                kept_s = self._bridge.settings.result_ttl_s
+                self._backend.end_groups([group_key(id, int(what[0]))], kept_s=kept_s, timeout_s=self._timeout_s)
+            elif what[0] == "left":
+                stage, pages = int(what[1]), range(int(what[2]) // PAGE + 1)
+                for start in pages[::PAGE]:
+                    keys = [calls_key(id, stage, page) for page in pages[start : start + PAGE]]
+                    self._backend.remove(keys, timeout_s=self._timeout_s)
+            elif what[0] == "planned":  # all that was written of each stage is there
+                for stage in range(_MOST_STAGES):
+                    page = 0
+                    while any(self._get(*(keys := [calls_key(id, stage, each) for each in range(page, page + PAGE)]))):
+                        self._backend.remove(keys, timeout_s=self._timeout_s)
+                        page += PAGE
 
 
 def _spec_of(call: Call[Any], home: str, *, takes: bool = False) -> str:

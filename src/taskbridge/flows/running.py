@@ -51,10 +51,20 @@ from taskbridge.message import Message, new_id
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores import records as stored
 from taskbridge.stores import states, transitions
-from taskbridge.stores.backend import ABSENT, Listed, Write, head_of
+from taskbridge.stores.backend import ABSENT, Commit, Entry, Listed, Write, head_of
+from taskbridge.stores.entries import LOOK
 from taskbridge.stores.records import Ending, key_of
 from taskbridge.stores.states import Status
-from taskbridge.stores.steps import LOOKED_AFTER_S, Place, bad_end, flow_of_entry, group_key, life_of_flow, place_of
+from taskbridge.stores.steps import (
+    LOOKED_AFTER_S,
+    Place,
+    bad_end,
+    entry_id,
+    flow_of_entry,
+    group_key,
+    life_of_flow,
+    place_of,
+)
 from taskbridge.unique import hash_of
 
 if TYPE_CHECKING:
@@ -66,6 +76,7 @@ R = TypeVar("R")
 
 _log = logger("taskbridge.flows")
 
+_BATCH: Final = 1000  # how many members are read at a time
 _MOST_SEEN: Final = 1000
 _MOST_ABOVE: Final = 20  # ids and lives of flows that a step knows of which its own is a step
 
@@ -147,9 +158,11 @@ class Flows(Reopening):
         due = self._records.flows_due
         while due:
             try:
-                self.advance(due.popleft())
+                entry = due.popleft()
             except IndexError:  # another thread has taken it
                 return
+            try:
+                self.advance(entry)
             except BrokerUnavailable as exc:
                 _log.warning("what follows in a flow waits: %s", exc.problem)
             except Exception:
@@ -175,8 +188,7 @@ class Flows(Reopening):
             texts = self._get(row_key(id), plan_key(id))
             row = unpacked(texts[0])
             if row is None:
-                if any("\tplanned." in each for each in look.entries):
-                    self._forget_orphans(id)
+                self._forget_what_is_left(id, look.entries)
                 return False
             if row.get("closed"):
                 return self._close(id, row)
@@ -234,7 +246,7 @@ class Flows(Reopening):
             return None
 
     def _at_once(self, write: Write, record: states.Row) -> bool | None:
-        place = place_of(record["flow"])
+        place = place_of(record.get("flow", ""))
         if place.member is not None or place.is_callback or record["state"] != "done":
             return None
         texts = self._seen.pop(place.flow, None) or self._get(row_key(place.flow), plan_key(place.flow))
@@ -295,7 +307,7 @@ class Flows(Reopening):
         if row.get("sending"):
             self._changed(id, row, sending=None)
             return None
-        return at_once is not None and upto < total
+        return at_once is not None  # each end lets another one begin, until the last
 
     def _next(self, id: str, row: FlowRow, plan: Plan, given: str, look: Look, *, lost: str = "") -> None:
         """Begin the stage after the one at which a flow is, or end the flow."""
@@ -349,7 +361,7 @@ class Flows(Reopening):
             new["callback"] = cast("Any", key)
             message = self._callback(id, new, plan, key)
         else:
-            new["closed"], ttl_s = True, self._bridge.settings.result_ttl_s
+            new["closed"], ttl_s = True, self._kept_s(row)
             new.pop("callback", None)
             writes.append(Write(plan_key(id), head_of(plan["text"]), plan["text"], ttl_s))
         writes.append(self._write(id, row, new, ends=was_open))
@@ -358,7 +370,7 @@ class Flows(Reopening):
         if was_open:
             kept_s = self._bridge.settings.result_ttl_s
             state, formers = f"flow:{new['state']}", ("flow:running",)
-            listed = Listed(f"flow:{id}", state, new["ended_at"], None, formers, "flow:running", kept_s)
+            listed = Listed(f"flow:{id}", state, new.get("ended_at", 0.0), None, formers, "flow:running", kept_s)
             self._backend.list_soon([listed])
         return True
 
@@ -376,20 +388,29 @@ class Flows(Reopening):
     def _close(self, id: str, row: FlowRow) -> bool:
         """Have what is left of a flow be forgotten in time; return False, for nobody need look after it."""
         self._tell_parent(id, row)
+        kept_s = self._kept_s(row)
         if row["groups"]:
-            keys, ttl_s = [group_key(id, number) for number in row["groups"]], self._bridge.settings.result_ttl_s
-            self._backend.end_groups(keys, kept_s=ttl_s, timeout_s=self._timeout_s)
+            keys = [group_key(id, number) for number in row["groups"]]
+            self._backend.end_groups(keys, kept_s=kept_s, timeout_s=self._timeout_s)
+        large = [each for each in row["groups"] if row["totals"][each] > PAGE] if kept_s is not None else []
+        left = [entry_id(id, f"left/{each}/{row['totals'][each]}", row.get("life", 0)) for each in large]
+        if left and kept_s is not None:  # calls that were never published
+            entries = [Entry(each, LOOK, kept_s + 3600.0) for each in left]
+            self._backend.commit([Commit((), entries)], timeout_s=self._timeout_s)
         return False
 
     def _first_bad(self, id: str, stage: int, total: int) -> list[str]:
         """Return what is told of the first member of a group that has ended badly."""
-        for index, (ended, text) in self._members(id, stage, total):
-            if ended != "done":
-                bad, step = bad_end(ended, text), step_id(id, f"{stage}/{index}")
-                record = self._records.get(step, timeout_s=self._timeout_s)
-                error = bad.error or ErrorInfo(type="", message="")
-                task = "" if record is None else record.task
-                return [step, task, ended, bad.reason, error.type, error.message]
+        for first in range(0, total, _BATCH):
+            count = min(_BATCH, total - first)
+            ends = self._backend.members(group_key(id, stage), first, count, timeout_s=self._timeout_s)
+            for index, end in enumerate(ends, first):
+                if end is not None and end[0] != "done":
+                    bad, step = bad_end(*end), step_id(id, f"{stage}/{index}")
+                    record = self._records.get(step, timeout_s=self._timeout_s)
+                    error = bad.error or ErrorInfo(type="", message="")
+                    task = "" if record is None else record.task
+                    return [step, task, end[0], bad.reason, error.type, error.message]
         return []
 
     # What a task returns by `become`
@@ -413,12 +434,14 @@ class Flows(Reopening):
 
     def _tell_parent(self, id: str, row: FlowRow) -> None:
         """End the message that became this flow, as the flow has ended."""
-        if not row.get("parent"):
+        if not (parent := row.get("parent")):
             return
         end, at, state = end_of(id, row), row.get("ended_at", 0.0), row["state"]
         error = ErrorInfo(type=end.error_type, message=end.error) if end.error_type else None
 
         def decide(old: states.Row | None) -> states.Row | None:
+            if (now := self._row(id)) is None or now.get("life", 0) != row.get("life", 0):
+                return None  # it was reopened since
             lost, flow = row.get("lost", ""), "" if old is None else old.get("flow", "")
             if state == "done" and lost and flow and "r" in place_of(flow).flags:  # what follows can't have it
                 info = ErrorInfo.of(EncodeError("result", lost))
@@ -431,7 +454,7 @@ class Flows(Reopening):
                 ending = Ending(state="cancelled", at=at)
             return transitions.flow_ended(old, id, ending)
 
-        self._records.change(row["parent"][0], decide, timeout_s=self._timeout_s)
+        self._records.change(parent[0], decide, timeout_s=self._timeout_s)
         self.advance_due()
 
     # Cancelling, and going on again
