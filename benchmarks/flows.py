@@ -244,7 +244,7 @@ def _sums(ways: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and perhaps write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.flows", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.flows", description="What groups and chains cost.")
     parser.add_argument("--members", type=int, default=100_000, metavar="N", help="how many tasks; 100,000")
     parser.add_argument("--beside", type=int, default=10_000, metavar="N", help="beside Celery and Dramatiq; 10,000")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")

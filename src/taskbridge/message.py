@@ -362,14 +362,16 @@ def _is_text(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and (value.isascii() or _HALF.search(value) is None)
 
 
-_PLACE: Final = re.compile(  # see `flows.plan.Place`
-    r"[^\t]{1,255}\t([0-9]{1,9}(/[0-9]{1,9})?|failure|end)\t[0-9]{1,9}\t[0-9]{1,9}\t[a-z]{0,5}(\t[^\t]{1,255}\t[0-9]{1,9}){0,10}"
+_PLACE: Final = re.compile(  # see `stores.steps.Place`
+    r"([^\t]{1,255})\t(?:[0-9]{1,7}(?:/([0-9]{1,7}))?|failure|end)\t[0-9]{1,9}\t([0-9]{1,7})\t[a-z]{0,5}"
+    r"(?:\t[^\t]{1,255}\t[0-9]{1,9}){0,10}"
 )
 
 
 def is_place(value: object) -> TypeGuard[str]:
-    """Return whether this can be a step's place in a flow."""
-    return _is_text(value) and _PLACE.fullmatch(value) is not None and is_id(value.partition("\t")[0])
+    """Return whether this can be a step's place in a flow, and of a group that has such a member."""
+    found = _PLACE.fullmatch(value) if _is_text(value) else None
+    return found is not None and is_id(found[1]) and (found[2] is None or int(found[2]) < int(found[3]))
 
 
 _text, _count, _flag = _reading(_is_text), _reading(_is_of(int)), _reading(_is_of(bool))

@@ -39,7 +39,10 @@ _LOOK_S: Final = 0.4
 _BUSY_S: Final = 0.1
 """How often while something is in the application's outbox, so that what is put there steadily waits for less."""
 
-_SELDOM_S: Final = 2.0
+_FLOWS_S: Final = 2.0
+"""How often where only flows need the store's outbox: so what a killed sender leaves begins within 5 s (rule W2)."""
+
+_SELDOM_S: Final = 5.0
 """How often where nothing needs an outbox: if one does all the same, it was left by another release or with settings of
 another process."""
 
@@ -180,7 +183,7 @@ class Relay(Background):
         """
         if self._has_found or not self._host.settings.goes_along:
             return _LOOK_S
-        return _LOOK_S if any(each.unique for each in self._host.declarations()) else _SELDOM_S
+        return _LOOK_S if any(each.unique for each in self._host.declarations()) else _FLOWS_S
 
     def _is_in_use(self) -> bool:
         """Return whether there is an application's outbox that processes write to, as far as is known here."""
@@ -209,7 +212,7 @@ class Relay(Background):
         found = outbox.due_entries(most=_TOGETHER, lease_s=_LEASE_S, timeout_s=self._timeout_s)
         flows = [key for key, _ in found if key.startswith(OF_FLOWS)]
         for key in flows:
-            self._host.flows.advance(key, resumes=True)
+            self._look_after(key)
         texts = [each for each in found if not each[0].startswith(OF_FLOWS)]
         read = {key: self._read(outbox, key, text, is_store=True) for key, text in texts}
         self._has_found = bool(found)
@@ -217,6 +220,15 @@ class Relay(Background):
         self.publish(ready, timeout_s=self._timeout_s)
         self._hand_on(outbox, read)
         return len(found)
+
+    def _look_after(self, entry: str) -> None:
+        """Do what is due in a flow; what fails keeps back nothing else, and is tried again after the lease."""
+        try:
+            self._host.flows.advance(entry, resumes=True)
+        except BrokerUnavailable:
+            raise
+        except Exception:
+            _log.exception("what follows in a flow waits (entry %r of the outbox)", entry)
 
     def _step_application(self) -> int:
         self._is_busy = False

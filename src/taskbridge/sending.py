@@ -131,6 +131,10 @@ class Sending:
 
         return flow_of(call)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sending:
+        """Return itself: a copy of a call is sent by the same one."""
+        return self
+
     @contextmanager
     def divert(self, broker: Broker) -> Generator[None, None, None]:
         """Hand messages to another broker, and record none, while the block runs."""

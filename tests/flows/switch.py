@@ -30,6 +30,7 @@ def half_way(folder: Path, redis: str, rabbitmq: str, members: int) -> dict[str,
         assert old.wait(PATIENCE_S) is not None, old.log()
         after.worker()
         flow = after.bridge.flow(flow_id(0))
+        after.until(lambda: flow.status().is_stalled, lambda: f"the flow to be stalled: {flow.status()}")
         flow.retry()  # what waits on the old broker is published on the new one
         status = after.until_ended([0], "the flow")[0]
 

@@ -730,10 +730,10 @@ def counts_each_time(tally: Any) -> Any:
     return count
 
 
-@mutant("what_is_kept_of_ends_is_read_in_pages", _REDIS, "_bits", kind="redis")
-def reads_whole_bytes(bits: Any) -> Any:
-    """A page begins with the first member of a byte."""
-    return lambda raw, skipped, count: bits(raw, 0, count)
+@mutant("what_is_kept_of_ends_is_read_in_pages", _REDIS, "_member", kind="redis")
+def takes_all_for_done(member: Any) -> Any:
+    """A member that ended badly is told of as one that is done."""
+    return lambda raw: ("done", member(raw)[1])
 
 
 @mutant("the_first_that_is_open_is_found", _MEMORY, "MemoryBackend.first_open")

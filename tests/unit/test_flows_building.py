@@ -209,13 +209,15 @@ def test_how_errors_are_met_is_one_of_three() -> None:
         group([load.call(1)], on_error="ignore")  # type: ignore[call-overload]  # pyright: ignore
 
 
-@pytest.mark.parametrize("calls", [5, None, load, load.call(1)], ids=repr)
+@pytest.mark.parametrize("calls", [5, None, load, load.call(1)], ids=["number", "nothing", "task", "call"])
 def test_a_group_of_what_is_no_iterable_is_refused(calls: Any) -> None:
     with pytest.raises(TypeError, match="group takes calls, such as"):
         group(calls)
 
 
-@pytest.mark.parametrize("calls", [[load], ["load"], "load", [load.call(1), 5], {1: 2}], ids=repr)
+@pytest.mark.parametrize(
+    "calls", [[load], ["load"], "load", [load.call(1), 5], {1: 2}], ids=["task", "name", "text", "mixed", "dict"]
+)
 def test_a_group_of_what_is_no_call_is_refused(calls: Any) -> None:
     with pytest.raises(TypeError, match=r"a flow is made of what task.call\(...\) returns, not of"):
         group(calls)

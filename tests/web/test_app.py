@@ -176,7 +176,7 @@ def hostile(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     end = FlowEnd(
         id=evil, name=evil, state=evil, step=evil, task=evil, ended=evil, reason=evil, error_type=evil, error=evil
     )
-    counts = dict.fromkeys(("total", "waiting", "running", "done", "dead", "discarded", "cancelled"), 1)
+    counts: dict[str, Any] = dict.fromkeys(("total", "waiting", "running", "done", "dead", "discarded", "cancelled"), 1)
     flow = FlowStatus(
         id=evil,
         name=evil,

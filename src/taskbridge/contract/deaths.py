@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import Any, Final, Literal
 
 from taskbridge.contract.target import Target
+from taskbridge.stores.records import FINAL
 
 UNEXPECTED: Final = "unexpected"
 """The place at which an error is raised for each message with a header of this name, after its run."""
@@ -55,6 +56,11 @@ def _something_is_due(args: tuple[Any, ...]) -> bool:
     return bool(args[-1])
 
 
+def _ends_a_step(args: tuple[Any, ...]) -> bool:
+    row: Any = next(each for each in args if isinstance(each, dict))
+    return "flow" in row and row["state"] in FINAL
+
+
 def _asks_for_it(args: tuple[Any, ...]) -> bool:
     return any(UNEXPECTED in (getattr(each, "headers", None) or ()) for each in args)
 
@@ -78,8 +84,8 @@ _PLACES: Final[Mapping[str, Place]] = {
     "buried": Place(at="taskbridge.engines.settle:bury", when="after"),
     "unrecorded": Place(at="taskbridge.engines.settle:_record", when="before"),
     "recorded": Place(at="taskbridge.engines.settle:_record", when="after"),
-    "uncounted": Place(at="taskbridge.stores.steps:count", when="before"),
-    "counted": Place(at="taskbridge.stores.steps:count", when="after"),
+    "uncounted": Place(at="taskbridge.stores.records:Records._is_done", when="before", matters=_ends_a_step),
+    "counted": Place(at="taskbridge.stores.records:Records._is_done", when="after", matters=_ends_a_step),
     "not begun": Place(at="taskbridge.flows.running:Flows.become", when="before"),
     "begun": Place(at="taskbridge.flows.running:Flows.become", when="after"),
     "settled": Place(at="taskbridge.engines.settle:finish", when="after"),

@@ -47,6 +47,7 @@ _log = logger("taskbridge.flows")
 _BATCH: Final = 1000  # how many members are published before that is noted
 _PAGES: Final = 10  # how many pages of calls are written at a time
 SENDING_S: Final = 2.0  # for how long the sending of a group is left to who does it
+_MOST_STAGES: Final = 100  # in which the calls of a flow are looked for that was never stored
 _PLANNED_S: Final = 3600.0  # for how long a plan may be in the making
 _TRAVELS: Final = 65_536  # characters: what is passed on in the next message; more is read as that starts
 
@@ -285,13 +286,17 @@ class Publishing(Reading):
         start = first - pages[0] * PAGE
         return calls[start : start + end - first]
 
-    def _forget_orphans(self, id: str) -> None:
-        """Remove the calls of a flow whose sender has died before it was stored."""
-        for stage in range(100):
-            page = 0
-            while any(self._get(*(keys := [calls_key(id, stage, each) for each in range(page, page + PAGE)]))):
-                self._backend.remove(keys, timeout_s=self._timeout_s)
-                page += PAGE
+    def _forget_what_is_left(self, id: str, entries: Iterable[str]) -> None:
+        """Remove what is left of a flow that is no more, or whose sender has died before it was stored."""
+        for what in (entry.rpartition("\t")[2].partition(".")[0] for entry in entries):
+            if what.isdecimal():  # a member has ended after its group was forgotten
+                kept_s = self._bridge.settings.result_ttl_s
+                self._backend.end_groups([group_key(id, int(what))], kept_s=kept_s, timeout_s=self._timeout_s)
+            for stage in range(_MOST_STAGES if what == "planned" else 0):
+                page = 0
+                while any(self._get(*(keys := [calls_key(id, stage, each) for each in range(page, page + PAGE)]))):
+                    self._backend.remove(keys, timeout_s=self._timeout_s)
+                    page += PAGE
 
 
 def _spec_of(call: Call[Any], home: str, *, takes: bool = False) -> str:

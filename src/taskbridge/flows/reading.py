@@ -210,7 +210,7 @@ class Reading:
             cancelled=numbers["cancelled"],
             oldest="" if is_over else oldest,
             end=end_of(id, row) if row.get("end") else None,
-            parent=row["parent"][0] if row.get("parent") else "",
+            parent=next(iter(row.get("parent", ())), ""),
             is_stalled=row["state"] == "running" and self._is_stalled(row, oldest, record, waits),
         )
 
@@ -332,7 +332,7 @@ class Reading:
                     flow, stage, total, collects = codec.from_json(given)["v"]
                     return Results[Any](flow, stage, total, collects, self.members)
                 if row.get("lost"):
-                    raise exceptions.ResultNotEncodable(id=step_id(id, str(last)), task="", problem=row["lost"])
+                    raise exceptions.ResultNotEncodable(id=step_id(id, str(last)), task="", problem=row.get("lost", ""))
                 return self._value(id, str(last), given)
             case "failed" if end.ended == "dead":
                 facts = {"reason": end.reason, "type": end.error_type, "message": end.error}

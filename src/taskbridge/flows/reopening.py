@@ -34,7 +34,7 @@ class Reopening(Publishing):
 
     def _write(self, id: str, row: FlowRow, new: FlowRow, *, ends: bool = False) -> Write:
         """Return a write of a row, if it is as it was read; one that ends the flow keeps its steps from starting."""
-        version = row["version"]
+        version = row.get("version", 0)
         kept_s = self._bridge.settings.result_ttl_s if new.get("closed") else None
         write = Write(row_key(id), str(version), packed(new, version + 1), kept_s, tells=new["state"] in FINAL)
         if ends and new["state"] != "done":
@@ -91,8 +91,8 @@ class Reopening(Publishing):
         What waits of the life before starts no more. It is published again, when this was done. The message that became
         the flow waits for it again before that, and so does the flow of which that is a step.
         """
-        if row.get("parent"):
-            self._reopen_parent(id, row["parent"][0])
+        for parent in row.get("parent", ())[:1]:
+            self._reopen_parent(id, parent)
         new: Any = {name: value for name, value in row.items() if name not in ("ended_at", "callback", "closed", "end")}
         new["life"], new["state"], new["reopened"] = row.get("life", 0) + 1, "running", "again" if again else "given up"
         if above := row.get("above"):

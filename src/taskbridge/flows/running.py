@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from taskbridge import codec
 from taskbridge.brokers.base import hand_over
 from taskbridge.durations import When
-from taskbridge.exceptions import BrokerUnavailable, EncodeError, IdempotencyConflict, NoSuchRecord, StoreUnavailable
+from taskbridge.exceptions import (
+    BrokerUnavailable,
+    DecodeError,
+    EncodeError,
+    IdempotencyConflict,
+    NoSuchRecord,
+    StoreUnavailable,
+)
 from taskbridge.flows.handle import FlowHandle
 from taskbridge.flows.plan import (
     PAGE,
@@ -168,16 +175,27 @@ class Flows(Reopening):
             texts = self._get(row_key(id), plan_key(id))
             row = unpacked(texts[0])
             if row is None:
-                if any("\tplanned." in each for each in look.entries):
-                    self._forget_orphans(id)
+                self._forget_what_is_left(id, look.entries)
                 return False
             if row.get("closed"):
                 return self._close(id, row)
-            plan = plan_of(texts[1])
+            try:
+                plan = plan_of(texts[1])
+            except DecodeError as exc:
+                self._given_up(id, row, str(exc))
+                continue
             step = self._after_end if row["state"] in FINAL else self._after_step
             found = step(id, row, plan, look)
             if found is not None:
                 return found
+
+    def _given_up(self, id: str, row: FlowRow, problem: str) -> None:
+        """Have a flow fail whose plan can't be read; nothing is called back, for nobody knows what."""
+        _log.error("flow %s is given up: %s", id, problem)
+        new = row.copy()
+        new["state"], new["ended_at"], new["closed"] = "failed", round(self._bridge.now(), 6), True
+        new["end"] = ["", "", "dead", "undecodable", "DecodeError", problem]
+        self._committed([self._write(id, row, new, ends=True)], None, [], self._deadline())
 
     def _after_step(self, id: str, row: FlowRow, plan: Plan, look: Look) -> bool | None:
         """Do what is due in a flow that runs; return None to look again, else whether to look after it later."""
@@ -206,7 +224,16 @@ class Flows(Reopening):
             False if it may not be done, for the record, or the flow's row, is not as it was read; None to count the
             step by itself, and to do what is due after that.
         """
-        place = place_of(record["flow"])
+        try:
+            return self._at_once(write, record)
+        except BrokerUnavailable:
+            raise
+        except Exception:  # the end is recorded all the same, and what is due then is tried again
+            _log.exception("what follows in a flow is not known yet")
+            return None
+
+    def _at_once(self, write: Write, record: states.Row) -> bool | None:
+        place = place_of(record.get("flow", ""))
         if place.member is not None or place.is_callback or record["state"] != "done":
             return None
         texts = self._seen.pop(place.flow, None) or self._get(row_key(place.flow), plan_key(place.flow))
@@ -267,7 +294,7 @@ class Flows(Reopening):
         if row.get("sending"):
             self._changed(id, row, sending=None)
             return None
-        return at_once is not None and upto < total
+        return at_once is not None  # each end lets another one begin, until the last
 
     def _next(self, id: str, row: FlowRow, plan: Plan, given: str, look: Look, *, lost: str = "") -> None:
         """Begin the stage after the one at which a flow is, or end the flow."""
@@ -330,7 +357,7 @@ class Flows(Reopening):
         if was_open:
             kept_s = self._bridge.settings.result_ttl_s
             state, formers = f"flow:{new['state']}", ("flow:running",)
-            listed = Listed(f"flow:{id}", state, new["ended_at"], None, formers, "flow:running", kept_s)
+            listed = Listed(f"flow:{id}", state, new.get("ended_at", 0.0), None, formers, "flow:running", kept_s)
             self._backend.list_soon([listed])
         return True
 
@@ -385,7 +412,7 @@ class Flows(Reopening):
 
     def _tell_parent(self, id: str, row: FlowRow) -> None:
         """End the message that became this flow, as the flow has ended."""
-        if not row.get("parent"):
+        if not (parent := row.get("parent")):
             return
         end, at, state = end_of(id, row), row.get("ended_at", 0.0), row["state"]
         error = ErrorInfo(type=end.error_type, message=end.error) if end.error_type else None
@@ -403,7 +430,7 @@ class Flows(Reopening):
                 ending = Ending(state="cancelled", at=at)
             return transitions.flow_ended(old, id, ending)
 
-        self._records.change(row["parent"][0], decide, timeout_s=self._timeout_s)
+        self._records.change(parent[0], decide, timeout_s=self._timeout_s)
         self.advance_due()
 
     # Cancelling, and going on again

@@ -77,7 +77,7 @@ def life_of_flow(flow_id: str, life: int | str) -> str:
 def step_lives(flow: str) -> list[str]:
     """Return those of the flows that a message's `flow` names; none if its step starts though the flow is over."""
     place = place_of(flow)
-    pairs = [place.flow, place.life, *place.above]
+    pairs: list[Any] = [place.flow, place.life, *place.above]
     return [] if place.is_callback else [life_of_flow(*each) for each in zip(pairs[::2], pairs[1::2], strict=False)]
 
 
@@ -124,7 +124,7 @@ def count(backend: Backend, write: Write, row: Row, due: deque[str], *, timeout_
 
     What is to follow is decided by whoever finds the entry's id in `due`; or after 2 s by any worker.
     """
-    place, ended = place_of(row["flow"]), cast("Counted", row["state"])
+    place, ended = place_of(row.get("flow", "")), cast("Counted", row["state"])
     what = place.key if place.member is None else str(place.stage)
     entry = Entry(entry_id(place.flow, what, place.life), "flow", LOOKED_AFTER_S)
     if place.member is None:

@@ -304,8 +304,8 @@ class _Pages:
 
     def flows(self, request: Request) -> Context:
         """Show flows by state."""
-        state = request.query_params.get("state")
-        chosen = next((each for each in _FLOW_STATES if each == state), None)
+        state: Any = request.query_params.get("state")
+        chosen = state if state in _FLOW_STATES else None
         try:
             found = self._bridge.operations.flows(state=chosen, cursor=request.query_params.get("cursor", ""))
         except ValueError:  # the cursor is no page's

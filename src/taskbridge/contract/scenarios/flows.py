@@ -366,5 +366,5 @@ for flow in (call.then(tasks.counted, 2), group([call])):
     try:
         flow.send()
     except UnsupportedError as exc:
-        print(exc.args[0][:3] if "TASKBRIDGE_STORE" in str(exc) else exc, end=" ")
+        print("W15" if "W15" in str(exc) and "TASKBRIDGE_STORE" in str(exc) else exc, end=" ")
 """

@@ -17,7 +17,7 @@
 | `{ns}:outbox` | sorted set | the id of each entry of the outbox, by the millisecond at which it is due |
 | `{ns}:outbox:entries` | hash | the text of each |
 | `{ns}:flow:{id}:group:{stage}` | hash | how many members have `ended`, how they have if badly, and `sent`, `until` |
-| `{ns}:flow:{id}:group:{stage}:ended`, `:bad` | bitmap | which members have ended, and which of them badly |
+| `{ns}:flow:{id}:group:{stage}:ended` | bitmap | which members have ended |
 | `{ns}:flow:{id}:group:{stage}:{page}` | hash | what is kept of the ends of a hundred members, by their index |
 | `{ns}:vitals`, `{ns}:vitals:past`, `{ns}:vital:{process}` | string | what worker processes tell of themselves |
 | `{ns}:listing:state:{state}` | sorted set | with `listing`: the ids of messages, by when they came to it, or are due |
@@ -76,7 +76,7 @@ _LOOK: Final = Script(broker_keys.__file__, "look")
 _MOST_BYTES: Final = 1 << 20  # how many bytes of entries are read, or of messages given to one script, about
 _MOST_WORDS: Final = 4000  # how many are given to one script: Lua unpacks less than 8,000
 _PAGE: Final = 100  # of how many members the ends are in one hash: see group.lua
-_WAYS: Final[Mapping[str, Counted]] = {each: each for each in COUNTED}
+_WAYS: Final[Mapping[str, Counted]] = {"": "done", **{each: each for each in COUNTED}}
 _PUSHES: Final = ("LPUSH", "RPUSH", "HSET")  # commands of a key and any number of items
 _TRIMS_AFTER: Final = 100  # how many messages are listed between two times that lists are shortened
 _SAME_TIME: Final = 100  # how many of the time of the page before are read with a page at once
@@ -279,7 +279,8 @@ class RedisBackend(Backend):
     def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> bool | None:
         keys = self._prefix + write.key, self._channels + write.key, self._cancelled, f"{self._cancelled}:until"
         entry = tally.entry.id, round(tally.entry.in_s * 1000), tally.entry.text or "", tally.posts
-        member = tally.total, tally.index, tally.ended, *(() if tally.text is None else (tally.text,))
+        how = "" if tally.ended == "done" else tally.ended
+        member = tally.total, tally.index, tally.ended, how if tally.text is None else f"{how}\n{tally.text}"
         group, page = self._prefix + tally.key, f"{self._prefix}{tally.key}:{tally.index // _PAGE}"
         call = _TALLY([*keys, *self._outbox, group, page], *_words(write), *entry, *member)
         [reply] = self._ask(timeout_s, [call], replicas=self._replicas)
@@ -297,18 +298,13 @@ class RedisBackend(Backend):
 
     def members(self, key: str, first: int, count: int, *, timeout_s: float) -> list[tuple[Counted, str | None] | None]:
         key, end = self._prefix + key, first + count
-        bitmaps = [_TRY([f"{key}:{name}"], "GETRANGE", first // 8, end // 8) for name in ("ended", "bad")]
         starts = range(first - first % _PAGE, end, _PAGE)
         pages = [range(max(first, start), min(end, start + _PAGE)) for start in starts]
-        texts = [_TRY([f"{key}:{page[0] // _PAGE}"], "HMGET", *page) for page in pages]
-        [(ended, bad, *found)] = self._ask(timeout_s, [*bitmaps, *texts])
-        members: list[tuple[Counted, str | None] | None] = []
+        asked = [_TRY([f"{key}:{page[0] // _PAGE}"], "HMGET", *page) for page in pages]
+        [(bits, *found)] = self._ask(timeout_s, [_TRY([f"{key}:ended"], "GETRANGE", first // 8, end // 8), *asked])
+        digits = "".join(f"{each:08b}" for each in bits or b"")[first % 8 :].ljust(count, "0")
         kept = chain.from_iterable(each or repeat(None, len(page)) for each, page in zip(found, pages, strict=True))
-        bits = (_bits(each, first % 8, count) for each in (ended, bad))
-        for is_ended, is_bad, raw in zip(*bits, kept, strict=True):
-            text = None if raw is None else raw.decode(errors=_ODD_BYTES)
-            members.append(_member(text, is_bad=is_bad == "1") if is_ended == "1" else None)
-        return members
+        return [_member(raw) if digit == "1" else None for digit, raw in zip(digits, kept, strict=False)]
 
     def first_open(self, key: str, total: int, *, timeout_s: float) -> int | None:
         [found] = self._ask(timeout_s, [_TRY([f"{self._prefix}{key}:ended"], "BITPOS", 0)])
@@ -393,16 +389,9 @@ def _shape(commit: Commit) -> list[Any] | None:
     return None if commit.entries or commit.uncounts or not commit.writes else shape
 
 
-def _bits(raw: bytes | None, skipped: int, count: int) -> str:
-    """Return bits of a bitmap, as digits; what is beyond its end is 0."""
-    return "".join(f"{each:08b}" for each in raw or b"")[skipped : skipped + count].ljust(count, "0")
-
-
-def _member(text: str | None, *, is_bad: bool) -> tuple[Counted, str | None]:
+def _member(raw: bytes | None) -> tuple[Counted, str | None]:
     """Return how a member has ended, and what is kept of that; see `lua/group.lua`."""
-    if not is_bad:
-        return "done", text
-    how, mark, rest = (text or "").partition("\n")
+    how, mark, rest = (raw or b"").decode(errors=_ODD_BYTES).partition("\n")
     return _WAYS.get(how, "dead"), rest if mark else None
 
 

@@ -2,7 +2,7 @@
 -- KEYS: the groups. ARGV: in how many ms; empty is never.
 local at = ARGV[1] ~= '' and math.floor(now_ms()) + ARGV[1]
 for _, group in ipairs(KEYS) do
-  local keys = {group, group .. ':ended', group .. ':bad'}
+  local keys = {group, group .. ':ended'}
   for index = 0, (try('STRLEN', keys[2]) or 0) * 8, 100 do keys[#keys + 1] = page_of(group, index) end
   if at then
     own('HSET', group, 'until', at)
