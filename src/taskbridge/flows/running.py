@@ -161,7 +161,7 @@ class Flows(Reopening):
             except IndexError:  # another thread has taken it
                 return
             try:
-                self.advance(entry)
+                self.advance(entry, resumes="\tsent." in entry)  # a group that nobody has begun to send
             except BrokerUnavailable as exc:
                 _log.warning("what follows in a flow waits: %s", exc.problem)
             except Exception:
