@@ -80,7 +80,8 @@ def apologise(message: dict[str, Any], error: dict[str, str]) -> None:
 
 
 def ship(order_id: int) -> None:
-    dramatiq.pipeline([pick.message(order_id), label.message(order_id), hand_over.message()]).run()
+    parcel = [pick.message(order_id), label.message(order_id), hand_over.message()]  # type: ignore[call-arg]
+    dramatiq.pipeline(parcel).run()
 
 
 # Many at once, then one

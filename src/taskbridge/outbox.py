@@ -211,20 +211,21 @@ class Relay(Background):
             return 0
         found = outbox.due_entries(most=_TOGETHER, lease_s=_LEASE_S, timeout_s=self._timeout_s)
         flows = [key for key, _ in found if key.startswith(OF_FLOWS)]
-        for key in flows:
-            self._look_after(key)
         texts = [each for each in found if not each[0].startswith(OF_FLOWS)]
         read = {key: self._read(outbox, key, text, is_store=True) for key, text in texts}
         self._has_found = bool(found)
         ready = [each for each in read.values() if each is not None and self._is_ready(outbox, each)]
         self.publish(ready, timeout_s=self._timeout_s)
         self._hand_on(outbox, read)
+        for key in flows:  # which may take long
+            self._look_after(key)
         return len(found)
 
     def _look_after(self, entry: str) -> None:
         """Do what is due in a flow; what fails keeps back nothing else, and is tried again after the lease."""
         try:
             self._host.flows.advance(entry, resumes=True)
+            self._host.flows.advance_due()
         except BrokerUnavailable:
             raise
         except Exception:

@@ -186,7 +186,8 @@ class MessageResults:
         if records.flows_due:
             self._bridge.flows.advance_due()
         if record.became and not record.is_final:
-            self._bridge.flows.cancel(record.became)
+            with suppress(exceptions.NoSuchRecord, exceptions.DecodeError):  # the flow is gone
+                self._bridge.flows.cancel(record.became)
         if record.state == "cancelled" or record.cancel_asked:
             self._bridge.cancellations.add(life_of(record), interrupt=interrupt)
         return shown(record, self._bridge.now())

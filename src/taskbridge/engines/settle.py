@@ -29,7 +29,7 @@ from taskbridge import codec, failures
 from taskbridge.brokers.base import Broker, SignBroker, hand_over
 from taskbridge.engines.base import Host
 from taskbridge.engines.cancellations import Cancellations
-from taskbridge.exceptions import BrokerUnavailable, DecodeError, WorkerLost, nearest
+from taskbridge.exceptions import BrokerUnavailable, DecodeError, NoSuchRecord, WorkerLost, nearest
 from taskbridge.hooks import Event, HookName
 from taskbridge.logs import OncePerMinute, logger, say
 from taskbridge.message import DeadLetter, Message, is_id
@@ -54,6 +54,7 @@ from taskbridge.settings import Settings
 from taskbridge.stores.base import Claim, Marks
 from taskbridge.stores.records import FINAL, Ending, Records, State, Status
 from taskbridge.stores.states import Row
+from taskbridge.stores.steps import flags_of
 from taskbridge.stores.transitions import latest, wait_s
 from taskbridge.vitals import Ended
 
@@ -259,9 +260,17 @@ def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | 
         if message.unique:
             return _begin_in_order(task, records, message)
         records.started(message, worker=this_process(), at=task.now())
-        if message.flow and "g" in message.flow.rpartition("\t")[2]:
-            return _persist(task, task.flows().filled, message)
+        if message.flow and "g" in flags_of(message.flow):
+            return _filled(task, message)
     return None
+
+
+def _filled(task: BoundTask, message: Message) -> Verdict | Message:
+    """Return a step with its first argument, which was too large to travel with it; it is dead if that is gone."""
+    try:
+        return _persist(task, task.flows().filled, message)
+    except NoSuchRecord as exc:
+        return _ended(task, message, Dead("undecodable", exc))
 
 
 def _begin_in_order(task: BoundTask, records: Records, message: Message) -> Verdict | Message | None:

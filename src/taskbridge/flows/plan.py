@@ -4,7 +4,7 @@
 |---|---|
 | `flow:ID` | the row (`FlowRow`), and what the stage before has returned |
 | `flow:ID:plan` | the stages and the callbacks (`Plan`); it never changes |
-| `flow:ID:calls:STAGE:PAGE` | calls of a group of more than `PAGE`, until they are published |
+| `flow:ID:calls:SENDING:STAGE:PAGE` | calls of a group of more than `PAGE`, until they are published |
 
 What a group has counted is the backend's: `flow:ID:group:STAGE`. The ids of steps are hashes of the flow's id and the
 step's key, so that whoever publishes one again makes the same message (rule W3).
@@ -22,7 +22,7 @@ from taskbridge.durations import moment
 from taskbridge.exceptions import DecodeError
 from taskbridge.flows.states import FlowEnd, FlowState, OnError
 from taskbridge.message import FLOW_FORM, LONGEST_ID, Message
-from taskbridge.stores.steps import Place
+from taskbridge.stores.steps import Place, named
 from taskbridge.unique import blake2b
 
 if TYPE_CHECKING:
@@ -36,17 +36,17 @@ LONGEST_FLOW_ID: Final = LONGEST_ID - 5  # bytes: flows are listed by `flow:ID`,
 
 def row_key(flow_id: str) -> str:
     """Return the key of a flow's row."""
-    return f"flow:{flow_id}"
+    return f"flow:{named(flow_id)}"
 
 
 def plan_key(flow_id: str) -> str:
     """Return the key of a flow's plan."""
-    return f"flow:{flow_id}:plan"
+    return f"flow:{named(flow_id)}:plan"
 
 
-def calls_key(flow_id: str, stage: int, page: int) -> str:
-    """Return the key of some calls of a group."""
-    return f"flow:{flow_id}:calls:{stage}:{page}"
+def calls_key(flow_id: str, pages: str, stage: int, page: int) -> str:
+    """Return the key of some calls of a group; `pages` tells those of one sending from those of another one."""
+    return f"flow:{named(flow_id)}:calls:{pages}:{stage}:{page}"
 
 
 def step_id(flow_id: str, key: str, life: int = 0) -> str:
@@ -104,7 +104,8 @@ class FlowRow(TypedDict, total=False):
     members of its group had ended badly as it was reopened. `reopened`: what was given up is to be published again;
     with `again`, all that has ended badly. `callback`: which callback it waits for. `given` is what the stage before
     has returned, as JSON, or the flow itself, and `lost` why there is none. `above` is as in `Place`. `parent` is the
-    message whose task returned it, and its life. `closed`: nothing of it is left to do.
+    message whose task returned it, and its life. `closed`: nothing of it is left to do. `pages` is in the keys
+    of the calls of large groups.
     """
 
     name: Required[str]
@@ -126,6 +127,7 @@ class FlowRow(TypedDict, total=False):
     closed: bool
     given: str
     lost: str
+    pages: str
     above: list[Any]
     version: int
 
@@ -149,8 +151,10 @@ def unpacked(text: str | None) -> FlowRow | None:
         row["version"] = int(version)
         if given:
             row["given"] = given[0]
-        sound = isinstance(row["totals"], list) and 0 <= row["stage"] < len(row["totals"]) and row["state"] in _STATES
-        sound = sound and isinstance(row["name"], str) and moment(row["created_at"]) is not None
+        above, parent, numbers = row.get("above", []), row.get("parent", ["", 0]), [*row["totals"], *row["groups"]]
+        sound = all(type(each) is int and each >= 0 for each in (row["stage"], *numbers)) and row["state"] in _STATES
+        sound = sound and row["stage"] < len(row["totals"]) and isinstance(row["name"], str)
+        sound = sound and len(above) % 2 == 0 and len(parent) == 2 and moment(row["created_at"]) is not None
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError):  # anybody may have written it
         return None
     return cast("FlowRow", row) if sound else None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -28,12 +29,12 @@ from taskbridge.flows.plan import (
 from taskbridge.flows.reading import Reading
 from taskbridge.hooks import Event, HookName
 from taskbridge.logs import logger
-from taskbridge.message import Message
+from taskbridge.message import Message, new_id
 from taskbridge.observing import sending
 from taskbridge.routing import check_known
 from taskbridge.stores.backend import ABSENT, Commit, Entry, Write
 from taskbridge.stores.claims import OWN_S
-from taskbridge.stores.entries import Held, held
+from taskbridge.stores.entries import LOOK, Held, held
 from taskbridge.stores.records import key_of
 from taskbridge.stores.steps import Place, entry_id, group_key
 
@@ -48,6 +49,7 @@ _BATCH: Final = 1000  # how many members are published before that is noted
 _PAGES: Final = 10  # how many pages of calls are written at a time
 SENDING_S: Final = 2.0  # for how long the sending of a group is left to who does it
 _MOST_STAGES: Final = 100  # in which the calls of a flow are looked for that was never stored
+_PAUSE_S: Final = 0.5  # before the store is asked again that was away
 _PLANNED_S: Final = 3600.0  # for how long a plan may be in the making
 _TRAVELS: Final = 65_536  # characters: what is passed on in the next message; more is read as that starts
 
@@ -58,11 +60,12 @@ class Look:
 
     deadline: float  # monotonic
     resumes: bool = False
+    waits: bool = False  # for the store, while the worker runs: the calls of a generator can't be read again
     entries: set[str] = field(default_factory=set[str])
 
     def entry(self, id: str, what: str, row: FlowRow, in_s: float) -> Entry:
         """Return an entry that has the flow looked after, if whoever looks after it now is killed."""
-        made = Entry(entry_id(id, what, row.get("life", 0)), "flow", in_s)
+        made = Entry(entry_id(id, what, row.get("life", 0)), LOOK, in_s)
         self.entries.add(made.id)
         return made
 
@@ -74,7 +77,7 @@ class Publishing(Reading):
 
     def _planned(self, flow: Flow[Any], id: str, look: Look) -> tuple[str, FlowRow]:
         """Return a flow's plan as a text, and its row; the calls of its large groups are stored."""
-        stages, totals, groups, names = list[str](), list[int](), list[int](), list[str]()
+        stages, totals, groups, names, pages = list[str](), list[int](), list[int](), list[str](), new_id()
         for number, stage in enumerate(flow.stages):
             if stage.call is not None:
                 stages.append(self._spec(stage.call, takes=stage.takes_result))
@@ -83,7 +86,7 @@ class Publishing(Reading):
                 continue
             is_last = number + 1 == len(flow.stages)
             wants = is_last or flow.stages[number + 1].takes_result
-            text, total, name = self._group(id, number, stage, look, wants=wants)
+            text, total, name = self._group(id, pages, number, stage, look, wants=wants)
             stages.append(text)
             totals.append(total)
             groups.append(number)
@@ -97,32 +100,47 @@ class Publishing(Reading):
             "totals": totals,
             "groups": groups,
         }
+        if any(each > PAGE for each in totals):
+            row["pages"] = pages
         if 0 in groups:
             row["sending"] = True
         return plan_text(stages, *callbacks), row
 
-    def _group(self, id: str, number: int, stage: Stage, look: Look, *, wants: bool) -> tuple[str, int, str]:
+    def _group(
+        self, id: str, pages: str, number: int, stage: Stage, look: Look, *, wants: bool
+    ) -> tuple[str, int, str]:
         """Return a group as JSON, its number of members, and the first one's task; a large one's calls are stored."""
-        backend, first, total, name, waiting = self._backend, "[]", 0, "", list[tuple[str, str, float | None]]()
+        first, total, name, waiting = "[]", 0, "", list[tuple[str, str, float | None]]()
         for page in _pages(stage.members or ()):
             text = f"[{','.join(self._spec(each) for each in page)}]"
             name = name or page[0].declaration.name
             if not total:
                 first = text
             elif total == PAGE:  # there is more than one
-                orphans = look.entry(id, "planned", {"life": 0}, _PLANNED_S)  # type: ignore[typeddict-item]
-                backend.commit([Commit((), [orphans])], timeout_s=self._timeout_s)
-                waiting.append((calls_key(id, number, 0), first, None))
+                mine = Entry(entry_id(id, f"planned/{pages}", 0), LOOK, _PLANNED_S)
+                look.entries.add(mine.id)
+                self._stored(partial(self._backend.commit, [Commit((), [mine])]), look)
+                waiting.append((calls_key(id, pages, number, 0), first, None))
             if total:
-                waiting.append((calls_key(id, number, total // PAGE), text, None))
+                waiting.append((calls_key(id, pages, number, total // PAGE), text, None))
             total += len(page)
             if len(waiting) >= _PAGES:
-                backend.create(waiting, timeout_s=self._timeout_s)
+                self._stored(partial(self._backend.create, waiting), look)
                 waiting = []
         if waiting:
-            backend.create(waiting, timeout_s=self._timeout_s)
+            self._stored(partial(self._backend.create, waiting), look)
         head = {"total": total, "at_once": stage.at_once, "on_error": stage.on_error, "wants": wants}
         return f'{codec.to_json(head)[:-1]},"calls":{"null" if total > PAGE else first}}}', total, name
+
+    def _stored(self, act: Callable[..., object], look: Look) -> None:
+        """Do what stores calls; if the store is away, again, for who waits for it."""
+        while True:
+            try:
+                act(timeout_s=self._timeout_s)
+                return
+            except BrokerUnavailable:
+                if not look.waits or self._bridge.stopping.wait(_PAUSE_S):
+                    raise
 
     def _spec(self, call: Call[Any], *, takes: bool = False) -> str:
         """Return a call as JSON; raise if it can't be a step here."""
@@ -238,48 +256,53 @@ class Publishing(Reading):
 
     # Groups
 
+    def _member(self, id: str, row: FlowRow, group: Group, index: int) -> Place:
+        """Return the place of a member of the group at which a flow is."""
+        flags = ("r" if group["wants"] else "") + ("b" if group["on_error"] == "fail" else "")
+        flags += "a" if group["at_once"] else ""
+        key, above = f"{row['stage']}/{index}", tuple(row.get("above", ()))
+        return Place(id, key, row.get("life", 0), group["total"], flags, above)
+
     def _give_members(self, id: str, row: FlowRow, plan: Plan, upto: int, sent: int) -> None:
         """Publish members of the group at which a flow is, from the first one that may not be published yet."""
         stage, group, life = row["stage"], cast("Group", plan["stages"][row["stage"]]), row.get("life", 0)
         ready_at = row["created_at"] + row.get("delay_s", 0.0) if stage == 0 and row.get("delay_s") else 0.0
-        flags = ("r" if group["wants"] else "") + ("b" if group["on_error"] == "fail" else "")
-        flags += "a" if group["at_once"] else ""
-        above = tuple(row.get("above", ()))
         while sent < upto:
-            specs = self._calls(id, stage, group, sent, min(upto, sent + _BATCH))
+            specs = self._calls(id, row, group, sent, min(upto, sent + _BATCH))
             if not specs:
+                [counts] = self._backend.counts_of([group_key(id, stage)], timeout_s=self._timeout_s)
+                if counts.sent > sent:  # another one is ahead, and has removed them
+                    sent = counts.sent
+                    continue
                 raise DecodeError(f"the calls of group {stage} of flow {id} are gone")
             delay_s = max(0.0, ready_at - self._bridge.now()) if ready_at else 0.0
-            rest = life, group["total"], flags, above
             messages = [
-                self._message(spec, Place(id, f"{stage}/{index}", *rest), None)
-                for index, spec in enumerate(specs, sent)
+                self._message(spec, self._member(id, row, group, index), None) for index, spec in enumerate(specs, sent)
             ]
             self._give(messages, delay_s, self._deadline())
             before, sent = sent, sent + len(specs)
             self._backend.note_sent(group_key(id, stage), sent, timeout_s=self._timeout_s)
-            self._forget(id, stage, group, before, sent)
+            self._forget(id, row, group, before, sent)
             if sent < upto:
-                mine = Entry(entry_id(id, f"sent.{stage}", life), "flow", SENDING_S)
+                mine = Entry(entry_id(id, f"sent.{stage}", life), LOOK, SENDING_S)
                 self._backend.commit([Commit((), [mine])], timeout_s=self._timeout_s)
                 found = self._row(id)
                 if found is None or found["state"] != "running" or found["stage"] != stage:
                     return
 
-    def _forget(self, id: str, stage: int, group: Group, before: int, sent: int) -> None:
+    def _forget(self, id: str, row: FlowRow, group: Group, before: int, sent: int) -> None:
         """Remove those pages of a group's calls that are published."""
         last = sent // PAGE + (sent == group["total"])
-        pages = [calls_key(id, stage, page) for page in range(before // PAGE, last)]
+        pages = [calls_key(id, row.get("pages", ""), row["stage"], page) for page in range(before // PAGE, last)]
         if pages and group["calls"] is None:
             self._backend.remove(pages, timeout_s=self._timeout_s)
 
-    def _calls(self, id: str, stage: int, group: Group, first: int, end: int) -> list[Spec]:
-        """Return some calls of a group, as the plan has them."""
+    def _calls(self, id: str, row: FlowRow, group: Group, first: int, end: int) -> list[Spec]:
+        """Return some calls of the group at which a flow is, as they were stored; none if they are gone."""
         if group["calls"] is not None:
             return group["calls"][first:end]
-        pages = range(first // PAGE, (end - 1) // PAGE + 1)
-        calls: list[Spec] = []
-        for text in self._get(*(calls_key(id, stage, page) for page in pages)):
+        pages, calls = range(first // PAGE, (end - 1) // PAGE + 1), list[Spec]()
+        for text in self._get(*(calls_key(id, row.get("pages", ""), row["stage"], page) for page in pages)):
             if text is None:
                 break
             calls += codec.from_json(text)
@@ -288,15 +311,26 @@ class Publishing(Reading):
 
     def _forget_what_is_left(self, id: str, entries: Iterable[str]) -> None:
         """Remove what is left of a flow that is no more, or whose sender has died before it was stored."""
-        for what in (entry.rpartition("\t")[2].partition(".")[0] for entry in entries):
+        for what, *facts in (entry.rpartition("\t")[2].partition(".")[0].split("/") for entry in entries):
             if what.isdecimal():  # a member has ended after its group was forgotten
                 kept_s = self._bridge.settings.result_ttl_s
                 self._backend.end_groups([group_key(id, int(what))], kept_s=kept_s, timeout_s=self._timeout_s)
-            for stage in range(_MOST_STAGES if what == "planned" else 0):
-                page = 0
-                while any(self._get(*(keys := [calls_key(id, stage, each) for each in range(page, page + PAGE)]))):
-                    self._backend.remove(keys, timeout_s=self._timeout_s)
-                    page += PAGE
+            elif what == "left":
+                for page in range(0, int(facts[2]) // PAGE + 1, PAGE):
+                    self._remove_pages(id, facts[0], int(facts[1]), page)
+            elif what == "planned":  # all that was written of each stage is there
+                for stage in range(_MOST_STAGES):
+                    page = 0
+                    while self._remove_pages(id, facts[0], stage, page):
+                        page += PAGE
+
+    def _remove_pages(self, id: str, pages: str, stage: int, first: int) -> bool:
+        """Remove a hundred pages of calls from one on, and return whether any was there."""
+        keys = [calls_key(id, pages, stage, page) for page in range(first, first + PAGE)]
+        are_there = any(self._get(*keys))
+        if are_there:
+            self._backend.remove(keys, timeout_s=self._timeout_s)
+        return are_there
 
 
 def _spec_of(call: Call[Any], home: str, *, takes: bool = False) -> str:

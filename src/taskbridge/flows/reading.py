@@ -114,7 +114,11 @@ class Reading:
 
     def _listed(self, found: Sequence[tuple[str, str]]) -> Sequence[FlowStatus]:
         """Return what is known of flows, each with the list where it stands; those that are there no more leave it."""
-        texts, rows, gone = self._get(*(key for key, _ in found)) if found else [], dict[str, FlowRow](), list[Listed]()
+        texts, rows, gone = (
+            self._get(*(row_key(key.removeprefix("flow:")) for key, _ in found)) if found else [],
+            dict[str, FlowRow](),
+            list[Listed](),
+        )
         for (key, name), text in zip(found, texts, strict=True):
             row = unpacked(text)
             if row is not None and name == f"flow:{row['state']}":
@@ -165,8 +169,8 @@ class Reading:
                 oldest[each] = step_id(each, str(at))
             elif looks or (row["state"] == "running" and now - row["created_at"] > _STALLED_S):
                 index = self._backend.first_open(group_key(each, at), row["totals"][at], timeout_s=self._timeout_s)
-                if index is not None:
-                    oldest[each] = step_id(each, f"{at}/{index}")
+                index = row["totals"][at] - 1 if index is None else index  # if all have ended, the flow goes on soon
+                oldest[each] = step_id(each, f"{at}/{index}")
         known = self._records.find([*oldest.values()], timeout_s=self._timeout_s)
         records, waits = dict(zip(oldest, known, strict=True)), _once(self._bridge.counts if asks else lambda: None)
         return [

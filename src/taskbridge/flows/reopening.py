@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from time import monotonic
 from typing import Any, Final, cast
 
 from taskbridge.flows.plan import PAGE, FlowRow, Group, Plan, Spec, packed, plan_key, row_key, step_id, unpacked
-from taskbridge.flows.publishing import Look, Publishing
+from taskbridge.flows.publishing import SENDING_S, Look, Publishing
 from taskbridge.flows.states import FINAL, FlowStatus
 from taskbridge.message import Message
 from taskbridge.stores import records as stored
 from taskbridge.stores import states, transitions
 from taskbridge.stores.backend import Commit, Entry, Listed, Write, head_of
 from taskbridge.stores.claims import OWN_S
-from taskbridge.stores.entries import Held, held
+from taskbridge.stores.entries import LOOK, Held, held
 from taskbridge.stores.records import head_of_row, key_of
 from taskbridge.stores.states import status_of
 from taskbridge.stores.steps import LOOKED_AFTER_S, Place, entry_id, group_key, life_of_flow, place_of
@@ -32,10 +31,23 @@ class Reopening(Publishing):
     def look_after(self, id: str, look: Look) -> None:
         """Do what is due in a flow, and remove the entries of whoever does, unless it is looked after again."""
 
+    @abstractmethod
+    def advance_due(self) -> None:
+        """Do what is due in the flows whose steps this process has counted."""
+
+    def _kept_s(self, row: FlowRow) -> float | None:
+        """Return for how many seconds a flow is kept after its end.
+
+        One whose id was chosen is kept as long as what hangs on the id: the records of its steps, and cancellations.
+        """
+        ttl_s = self._bridge.settings.result_ttl_s
+        if ttl_s is None or "digest" not in row:
+            return ttl_s
+        return max(ttl_s, transitions.STEP_KEPT_S + 60.0, transitions.CANCELLATION_KEPT_S + 60.0)
+
     def _write(self, id: str, row: FlowRow, new: FlowRow, *, ends: bool = False) -> Write:
         """Return a write of a row, if it is as it was read; one that ends the flow keeps its steps from starting."""
-        version = row.get("version", 0)
-        kept_s = self._bridge.settings.result_ttl_s if new.get("closed") else None
+        version, kept_s = row.get("version", 0), self._kept_s(new) if new.get("closed") else None
         write = Write(row_key(id), str(version), packed(new, version + 1), kept_s, tells=new["state"] in FINAL)
         if ends and new["state"] != "done":
             write.cancels = life_of_flow(id, row.get("life", 0))
@@ -47,27 +59,23 @@ class Reopening(Publishing):
         new: Any = {name: value for name, value in {**row, **changes}.items() if value is not None}
         return self._backend.commit([Commit([self._write(id, row, new)])], timeout_s=self._timeout_s)[0]
 
-    def _members(self, id: str, stage: int, total: int) -> Iterator[tuple[int, tuple[Any, str | None]]]:
-        """Yield the members of a group that have ended."""
-        for first in range(0, total, _BATCH):
-            count = min(_BATCH, total - first)
-            found = self._backend.members(group_key(id, stage), first, count, timeout_s=self._timeout_s)
-            yield from ((first + at, each) for at, each in enumerate(found) if each is not None)
-
     def retry(self, id: str, *, is_step: bool = False) -> FlowStatus:
         """Go on with a flow that failed, was cancelled or is stalled, and return its status after that.
 
         One that `is_step` of a flow which was reopened goes on again if it runs, too: its own steps may start no more.
         """
-        row = self._known(id)
-        if (
-            row["state"] in ("failed", "cancelled")
-            or is_step
-            or self._statuses({id: row}, looks=True, asks=False)[0].is_stalled
-        ):
-            _, writes, entries = self._reopening(id, row, again=True)
-            self._backend.commit([Commit(writes, entries)], timeout_s=self._timeout_s)
-            self.look_after(id, Look(self._deadline(), resumes=True, entries={entries[0].id}))
+        while True:
+            row = self._known(id)
+            is_over = row["state"] in ("failed", "cancelled") or is_step
+            if not (is_over or self._statuses({id: row}, looks=True, asks=False)[0].is_stalled):
+                break
+            act = _Act()
+            self._reopen(id, row, act, again=True)
+            if self._done(act):
+                self.look_after(id, Look(self._deadline(), resumes=True, entries={each.id for each in act.entries}))
+                break
+        if not is_step:
+            self.advance_due()
         return self.status(id)
 
     def replay(self, messages: Sequence[tuple[Message, float]]) -> tuple[str, ...]:
@@ -83,26 +91,57 @@ class Reopening(Publishing):
             self._bridge.relay.publish(kept[start : start + PAGE], timeout_s=self._timeout_s)
         for each in flows:
             self.look_after(each, Look(self._deadline(), resumes=True))
+        self.advance_due()
         return tuple(each.message.id for each in kept)
 
-    def _reopening(self, id: str, row: FlowRow, *, again: bool) -> tuple[FlowRow, list[Write], list[Entry]]:
-        """Return what has a flow go on, in another life; `again` is whether all that ended badly is to run again.
+    def _replayed(self, message: Message, delay_s: float) -> Held:
+        """Put a dead step that is replayed in the outbox, and have its flow wait for it; both in one act."""
+        while True:
+            act, place, sent = _Act(), place_of(message.flow), message
+            texts = self._get(key_of(message.id), row_key(place.flow))
+            old, row = stored.unpacked(texts[0]), unpacked(texts[1])
+            if row is not None and not place.is_callback and place.stage == row["stage"]:
+                row = self._reopen(place.flow, row, act, again=False) if row["state"] in FINAL else row
+                place = place._replace(life=row.get("life", 0), above=tuple(row.get("above", ())))
+                sent = replace(message, flow=place.dumps())
+                act.uncount(place)
+            elif not place.is_callback:
+                sent = replace(message, flow="")  # the flow has gone on without it, or is gone
+            new = transitions.created(old, sent, delay_s)
+            if new is not None:
+                act.writes.append(self._records.replacing(sent.id, old, head_of(texts[0]), new))
+            entry = held(sent, delay_s, "replayed")
+            act.entries.append(Entry(entry.key, entry.dumps(), OWN_S))
+            if self._done(act):
+                return entry
 
-        What waits of the life before starts no more. It is published again, when this was done. The message that became
-        the flow waits for it again before that, and so does the flow of which that is a step.
+    def _done(self, act: _Act) -> bool:
+        """Do an act, and return whether all in it was as it was read."""
+        commit = Commit(act.writes, act.entries, (), act.uncounts)
+        return self._backend.commit([commit], timeout_s=self._timeout_s)[0]
+
+    def _reopen(self, id: str, row: FlowRow, act: _Act, *, again: bool) -> FlowRow:
+        """Have a flow go on in another life, and return its row; `again` is whether all that ended badly runs again.
+
+        What waits of the life before starts no more. It is published again, when this was done. In the same act, the
+        message that became the flow waits for it again, and the flow of which that is a step goes on.
         """
+        if id in act.rows:
+            return act.rows[id]
         for parent in row.get("parent", ())[:1]:
-            self._reopen_parent(id, parent)
+            self._reopen_parent(id, parent, act)
         new: Any = {name: value for name, value in row.items() if name not in ("ended_at", "callback", "closed", "end")}
         new["life"], new["state"], new["reopened"] = row.get("life", 0) + 1, "running", "again" if again else "given up"
         if above := row.get("above"):
-            rows = map(unpacked, self._get(*(row_key(each) for each in above[::2])))
+            rows = [act.rows.get(each) or self._row(each) for each in above[::2]]
             lives = (life if now is None else now.get("life", 0) for life, now in zip(above[1::2], rows, strict=True))
             new["above"] = [*chain.from_iterable(zip(above[::2], lives, strict=True))]
-        writes = [self._write(id, row, new, ends=True)]
+        act.rows[id] = new
+        act.writes.append(self._write(id, row, new, ends=True))
+        act.entries.append(Entry(entry_id(id, "again", new["life"]), LOOK, LOOKED_AFTER_S))
         if row.get("closed"):
             [text] = self._get(plan_key(id))
-            writes.append(Write(plan_key(id), head_of(text), text))
+            act.writes.append(Write(plan_key(id), head_of(text), text))
             if row["groups"]:
                 keys = [group_key(id, number) for number in row["groups"]]
                 self._backend.end_groups(keys, kept_s=None, timeout_s=self._timeout_s)
@@ -110,116 +149,114 @@ class Reopening(Publishing):
             formers = (f"flow:{row['state']}",)
             running = Listed(f"flow:{id}", "flow:running", row["created_at"], "flow:running", formers)
             self._backend.list_soon([running])
-        return new, writes, [Entry(entry_id(id, "again", new["life"]), "flow", LOOKED_AFTER_S)]
+        return act.rows[id]
 
-    def _reopen_parent(self, id: str, message_id: str) -> None:
+    def _reopen_parent(self, id: str, message_id: str, act: _Act) -> None:
         """Have the message that became a flow wait for it again, and the flow of which that is a step go on."""
-        while True:
-            [text] = self._get(key_of(message_id))
-            old = stored.unpacked(text)
-            new = transitions.flow_reopened(old, id)
-            if old is None or new is None:
-                return
-            writes = [self._records.replacing(message_id, old, head_of_row(old), new)]
-            entries, uncounts = list[Entry](), list[tuple[str, int]]()
-            if (flow := old.get("flow")) and not (place := place_of(flow)).is_callback:
-                row = self._row(place.flow)
-                if row is not None and row["stage"] == place.stage:
-                    if row["state"] in FINAL:
-                        _, more, entries = self._reopening(place.flow, row, again=False)
-                        writes += more
-                    if place.member is not None:
-                        uncounts.append((group_key(place.flow, place.stage), place.member))
-            if self._backend.commit([Commit(writes, entries, (), uncounts)], timeout_s=self._timeout_s)[0]:
-                return
-
-    def _replayed(self, message: Message, delay_s: float) -> Held:
-        """Put a dead step that is replayed in the outbox, and have its flow wait for it; both in one act."""
-        while True:
-            place = place_of(message.flow)
-            texts = self._get(key_of(message.id), row_key(place.flow))
-            old, row = stored.unpacked(texts[0]), unpacked(texts[1])
-            writes, entries, uncounts = list[Write](), list[Entry](), list[tuple[str, int]]()
-            sent = message
-            if row is not None and not place.is_callback and place.stage == row["stage"]:
+        [text] = self._get(key_of(message_id))
+        old = stored.unpacked(text)
+        new = transitions.flow_reopened(old, id)
+        if old is None or new is None:
+            return
+        act.writes.append(self._records.replacing(message_id, old, head_of_row(old), new))
+        if (flow := old.get("flow")) and not (place := place_of(flow)).is_callback:
+            row = self._row(place.flow)
+            if row is not None and row["stage"] == place.stage:
                 if row["state"] in FINAL:
-                    row, writes, entries = self._reopening(place.flow, row, again=False)
-                place = place._replace(life=row.get("life", 0), above=tuple(row.get("above", ())))
-                sent = replace(message, flow=place.dumps())
-                if place.member is not None:
-                    uncounts.append((group_key(place.flow, place.stage), place.member))
-            elif not place.is_callback:
-                sent = replace(message, flow="")  # the flow has gone on without it, or is gone
-            new = transitions.created(old, sent, delay_s)
-            if new is not None:
-                writes.append(self._records.replacing(sent.id, old, head_of(texts[0]), new))
-            entry = held(sent, delay_s, "replayed")
-            entries = [*entries, Entry(entry.key, entry.dumps(), OWN_S)]
-            if self._backend.commit([Commit(writes, entries, (), uncounts)], timeout_s=self._timeout_s)[0]:
-                return entry
+                    self._reopen(place.flow, row, act, again=False)
+                act.uncount(place)
 
     def _give_again(self, id: str, row: FlowRow, plan: Plan) -> None:
         """Publish again what was given up as a flow ended, or was lost; and what ended badly, if that is asked for."""
-        stage, again, dead = row["stage"], row.get("reopened") == "again", list[str | None]()
+        stage, again = row["stage"], row.get("reopened") == "again"
         if stage not in row["groups"]:
-            dead.append(self._give_one(id, row, plan, str(stage), again=again))
-        else:
-            total, key = row["totals"][stage], group_key(id, stage)
-            [counts] = self._backend.counts_of([key], timeout_s=self._timeout_s)
-            ended = dict(self._members(id, stage, total))
-            for index in range(counts.sent):
-                found = ended.get(index)
-                if found is None or found[0] == "cancelled" or (again and found[0] != "done"):
-                    dead.append(self._give_one(id, row, plan, f"{stage}/{index}", again=again))
-        if letters := [each for each in dead if each]:
-            self._bridge.dead.replay(letters)
-        if stage in row["groups"]:
-            [counts] = self._backend.counts_of([group_key(id, stage)], timeout_s=self._timeout_s)
-            row["bad"], row["sending"] = counts.bad, True
+            self._give_steps(id, row, plan, [str(stage)], again=again)
+            return
+        key, mine = group_key(id, stage), entry_id(id, "again", row.get("life", 0))
+        [counts] = self._backend.counts_of([key], timeout_s=self._timeout_s)
+        for first in range(0, counts.sent, _BATCH):
+            count = min(_BATCH, counts.sent - first)
+            ends = self._backend.members(key, first, count, timeout_s=self._timeout_s)
+            left = [
+                f"{stage}/{index}"
+                for index, end in enumerate(ends, first)
+                if end is None or end[0] == "cancelled" or (again and end[0] != "done")
+            ]
+            self._give_steps(id, row, plan, left, again=again)
+            self._backend.commit([Commit((), [Entry(mine, LOOK, SENDING_S)])], timeout_s=self._timeout_s)
+        [counts] = self._backend.counts_of([key], timeout_s=self._timeout_s)
+        row["bad"], row["sending"] = counts.bad, True
 
-    def _give_one(self, id: str, row: FlowRow, plan: Plan, key: str, *, again: bool) -> str | None:
-        """Publish a step again, unless it runs, is done, or is dead; of a dead one, return the id, if it is to run."""
-        step = step_id(id, key)
-        while True:
-            deadline = self._deadline()
-            [text] = self._get(key_of(step))
-            old, life = stored.unpacked(text), row.get("life", 0)
-            if old is not None and old["state"] in ("running", "done"):
-                return None
-            if old is not None and (became := old.get("became")) and (inner := self._row(became)) is not None:
-                if inner["state"] != "done" and (again or old["state"] != "dead"):
-                    self.retry(became, is_step=True)
-                return None
-            if old is not None and old["state"] == "dead":
-                return step if again else None
-            place = Place(id, key, life)
-            if old is not None and (known := old.get("flow")):
-                place = place_of(known)
-                if place.life == life and old["state"] not in states.FINAL:
-                    return None  # it was given again before
-            message = self._made_again(row, plan, place._replace(life=life, above=tuple(row.get("above", ()))), old)
-            if message is None:
-                return None
-            uncounts = [(group_key(id, place.stage), place.member)] if place.member is not None else []
-            record = self._records.replacing(step, old, head_of(text), transitions.new(message))
-            entry = held(message, 0.0)
-            commit = Commit([record], [Entry(entry.key, entry.dumps(), OWN_S)], (), uncounts)
-            if self._backend.commit([commit], timeout_s=deadline - monotonic())[0]:
-                self._relayed([entry])
-                return None
+    def _give_steps(self, id: str, row: FlowRow, plan: Plan, keys: Sequence[str], *, again: bool) -> None:
+        """Publish steps again that neither run nor are done; those that are dead are replayed, if they are to run."""
+        dead = list[str]()
+        while keys:
+            steps, commits, kept = [step_id(id, key) for key in keys], list[Commit](), dict[str, Held]()
+            for key, step, text in zip(keys, steps, self._get(*map(key_of, steps)), strict=True):
+                old = stored.unpacked(text)
+                if old is not None and self._goes_on_by_itself(row, old, again=again):
+                    continue
+                if old is not None and old["state"] == "dead":
+                    dead += [step] if again else []
+                    continue
+                message = self._made_again(id, row, plan, key, old)
+                if message is None:
+                    continue
+                act, entry = _Act(), held(message, 0.0)
+                act.uncount(place_of(message.flow))
+                act.writes.append(self._records.replacing(step, old, head_of(text), transitions.new(message)))
+                commits.append(Commit(act.writes, [Entry(entry.key, entry.dumps(), OWN_S)], (), act.uncounts))
+                kept[key] = entry
+            done = self._backend.commit(commits, timeout_s=self._timeout_s) if commits else []
+            self._relayed([entry for entry, is_done in zip(kept.values(), done, strict=True) if is_done])
+            keys = [key for key, is_done in zip(kept, done, strict=True) if not is_done]
+        if dead:
+            self._bridge.dead.replay(dead)
 
-    def _made_again(self, row: FlowRow, plan: Plan, place: Place, old: states.Row | None) -> Message | None:
-        """Return the message of a step as it starts again, in another life of its own; None if nobody knows it."""
-        calls = None if place.member is None else cast("Group", plan["stages"][place.stage])["calls"]
-        if place.member is None:
-            message = self._step(place.flow, row, plan, place.stage, row.get("given"))
-        elif calls is not None:
-            message = self._message(calls[place.member], place, None)
-        elif old is not None and (sent := status_of("", old).sent) is not None:
-            args, kwargs, headers = sent
-            head: Any = {"task": old["task"], "home": old["queue"], "queue": old["queue"], "headers": dict(headers)}
-            spec = {**head, "args": args, "kwargs": kwargs}
-            message = self._message(cast("Spec", spec), place, None)
+    def _goes_on_by_itself(self, row: FlowRow, old: states.Row, *, again: bool) -> bool:
+        """Return whether a step runs, is done, or was given again in this life; if it became a flow, that goes on."""
+        life, flow = row.get("life", 0), old.get("flow")
+        if old["state"] == "done" or (flow is not None and place_of(flow).life == life):
+            return True
+        if (became := old.get("became")) and (inner := self._row(became)) is not None:
+            was_given = inner.get("above", [-1])[-1] == life
+            if inner["state"] != "done" and not was_given and (again or old["state"] != "dead"):
+                self.retry(became, is_step=True)
+            return True
+        return old["state"] == "running"
+
+    def _made_again(self, id: str, row: FlowRow, plan: Plan, key: str, old: states.Row | None) -> Message | None:
+        """Return the message of a step as it starts again, in another life of its own; None if nobody knows it.
+
+        That of a member of a large group has neither a priority nor an expiry of its own: its record tells of none.
+        """
+        stage, _, index = key.partition("/")
+        if not index:
+            message = self._step(id, row, plan, int(stage), row.get("given"))
         else:
-            return None
+            group = cast("Group", plan["stages"][int(stage)])
+            place = self._member(id, row, group, int(index))
+            if group["calls"] is not None:
+                message = self._message(group["calls"][int(index)], place, None)
+            elif old is not None and (sent := status_of("", old).sent) is not None:
+                args, kwargs, headers = sent
+                home = {"task": old["task"], "home": old["queue"], "queue": old["queue"], "headers": dict(headers)}
+                message = self._message(cast("Spec", {**home, "args": args, "kwargs": kwargs}), place, None)
+            else:
+                return None
         return replace(message, relayed=True, replays=0 if old is None else old.get("replays", 0) + 1)
+
+
+@dataclass(slots=True)
+class _Act:
+    """What is done in one act as flows are reopened; `rows` are those of these flows then."""
+
+    writes: list[Write] = field(default_factory=list[Write])
+    entries: list[Entry] = field(default_factory=list[Entry])
+    uncounts: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
+    rows: dict[str, FlowRow] = field(default_factory=dict[str, FlowRow])
+
+    def uncount(self, place: Place) -> None:
+        """Have a member of a group count as ended no more."""
+        if place.member is not None:
+            self.uncounts.append((group_key(place.flow, place.stage), place.member))

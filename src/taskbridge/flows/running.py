@@ -35,7 +35,6 @@ from taskbridge.flows.plan import (
     Group,
     Plan,
     end_of,
-    is_group,
     packed,
     plan_key,
     plan_of,
@@ -51,10 +50,20 @@ from taskbridge.message import Message, new_id
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores import records as stored
 from taskbridge.stores import states, transitions
-from taskbridge.stores.backend import ABSENT, Listed, Write, head_of
+from taskbridge.stores.backend import ABSENT, Commit, Entry, Listed, Write, head_of
+from taskbridge.stores.entries import LOOK
 from taskbridge.stores.records import Ending, key_of
 from taskbridge.stores.states import Status
-from taskbridge.stores.steps import LOOKED_AFTER_S, Place, bad_end, flow_of_entry, group_key, life_of_flow, place_of
+from taskbridge.stores.steps import (
+    LOOKED_AFTER_S,
+    Place,
+    bad_end,
+    entry_id,
+    flow_of_entry,
+    group_key,
+    life_of_flow,
+    place_of,
+)
 from taskbridge.unique import hash_of
 
 if TYPE_CHECKING:
@@ -66,7 +75,9 @@ R = TypeVar("R")
 
 _log = logger("taskbridge.flows")
 
+_BATCH: Final = 1000  # how many members are read at a time
 _MOST_SEEN: Final = 1000
+_LONG: Final = 4096  # characters: texts of flows that are not remembered
 _MOST_ABOVE: Final = 20  # ids and lives of flows that a step knows of which its own is a step
 
 
@@ -76,7 +87,6 @@ class Flows(Reopening):
     def __init__(self, bridge: Bridge, sender: Sending) -> None:
         super().__init__(bridge, sender)
         self._seen: dict[str, Sequence[str | None]] = {}  # the texts of flows whose steps were published here
-        self._refused: dict[str, bool] = {}  # those whose row, or next record, was not as it was expected
         if (store := bridge.store) is not None:
             store.records.step_ended = self.step_ended
 
@@ -147,9 +157,11 @@ class Flows(Reopening):
         due = self._records.flows_due
         while due:
             try:
-                self.advance(due.popleft())
+                entry = due.popleft()
             except IndexError:  # another thread has taken it
                 return
+            try:
+                self.advance(entry, resumes="\tsent." in entry)  # a group that nobody has begun to send
             except BrokerUnavailable as exc:
                 _log.warning("what follows in a flow waits: %s", exc.problem)
             except Exception:
@@ -177,25 +189,29 @@ class Flows(Reopening):
             if row is None:
                 self._forget_what_is_left(id, look.entries)
                 return False
+            own = f"\tplanned/{row.get('pages', '')}."  # others are of a sending that was not the first
+            self._forget_what_is_left(id, [each for each in look.entries if "\tplanned/" in each and own not in each])
             if row.get("closed"):
-                return self._close(id, row)
-            try:
-                plan = plan_of(texts[1])
-            except DecodeError as exc:
-                self._given_up(id, row, str(exc))
-                continue
+                return self._close(id, row, look)
             step = self._after_end if row["state"] in FINAL else self._after_step
-            found = step(id, row, plan, look)
+            try:
+                found = step(id, row, plan_of(texts[1]), look)
+            except (DecodeError, KeyError, TypeError, IndexError) as exc:  # anybody may have written the plan
+                self._give_up(id, row, texts[1], exc, look)
+                continue
             if found is not None:
                 return found
 
-    def _given_up(self, id: str, row: FlowRow, problem: str) -> None:
+    def _give_up(self, id: str, row: FlowRow, plan: str | None, error: Exception, look: Look) -> None:
         """Have a flow fail whose plan can't be read; nothing is called back, for nobody knows what."""
-        _log.error("flow %s is given up: %s", id, problem)
+        _log.error("flow %s is given up: its plan can't be read", id, exc_info=error)
         new = row.copy()
         new["state"], new["ended_at"], new["closed"] = "failed", round(self._bridge.now(), 6), True
-        new["end"] = ["", "", "dead", "undecodable", "DecodeError", problem]
-        self._committed([self._write(id, row, new, ends=True)], None, [], self._deadline())
+        new["end"] = ["", "", "dead", "undecodable", *_pair(ErrorInfo.of(error))]
+        writes = [self._write(id, row, new, ends=True)]
+        if plan is not None:
+            writes.append(Write(plan_key(id), head_of(plan), None))
+        self._committed(writes, None, [look.entry(id, "over", row, LOOKED_AFTER_S)], self._deadline())
 
     def _after_step(self, id: str, row: FlowRow, plan: Plan, look: Look) -> bool | None:
         """Do what is due in a flow that runs; return None to look again, else whether to look after it later."""
@@ -225,41 +241,27 @@ class Flows(Reopening):
             step by itself, and to do what is due after that.
         """
         try:
-            return self._at_once(write, record)
+            return True if self._ended_with_what_follows(write, record) else None
         except BrokerUnavailable:
             raise
         except Exception:  # the end is recorded all the same, and what is due then is tried again
             _log.exception("what follows in a flow is not known yet")
             return None
 
-    def _at_once(self, write: Write, record: states.Row) -> bool | None:
+    def _ended_with_what_follows(self, write: Write, record: states.Row) -> bool:
         place = place_of(record.get("flow", ""))
         if place.member is not None or place.is_callback or record["state"] != "done":
-            return None
+            return False
         texts = self._seen.pop(place.flow, None) or self._get(row_key(place.flow), plan_key(place.flow))
-        row, look, lost = unpacked(texts[0]), Look(self._deadline()), record.get("reason", "")
+        row, look = unpacked(texts[0]), Look(self._deadline(), resumes=True)
         if row is None or (row["state"], row["stage"], row.get("life", 0)) != ("running", place.stage, place.life):
-            return None
-        if row.get("reopened") or row.get("above") or self._refused.pop(place.flow, False):
-            return None
-        plan, number, given = plan_of(texts[1]), place.stage + 1, record.get("result") or "null"
-        if number == len(plan["stages"]):
-            is_done = self._ended(place.flow, row, plan, "done", look, given=given, lost=lost, also=[write])
-            if is_done and look.entries:
-                self._records.flows_due.extend(look.entries)
-        elif is_group(plan["stages"][number]):
-            return None
-        else:
-            new = row.copy()
-            new["stage"], new["given"] = number, given
-            its, message = self._write(place.flow, row, new), self._step(place.flow, new, plan, number, given)
-            is_done = self._give([message], 0.0, look.deadline, [write, its]) == 1
-            if is_done:
-                self._seen[place.flow] = its.text, texts[1]
-                if len(self._seen) > _MOST_SEEN:
-                    self._seen.pop(next(iter(self._seen)), None)
-        if not is_done:
-            self._refused[place.flow] = True
+            return False
+        if row.get("reopened") or row.get("above"):
+            return False
+        given, lost = record.get("result") or "null", record.get("reason", "")
+        is_done = self._next(place.flow, row, plan_of(texts[1]), given, look, lost=lost, also=[write])
+        if is_done and look.entries:
+            self._records.flows_due.extend(look.entries)
         return is_done
 
     def _is_given_up(self, row: FlowRow) -> bool:
@@ -296,21 +298,36 @@ class Flows(Reopening):
             return None
         return at_once is not None  # each end lets another one begin, until the last
 
-    def _next(self, id: str, row: FlowRow, plan: Plan, given: str, look: Look, *, lost: str = "") -> None:
-        """Begin the stage after the one at which a flow is, or end the flow."""
+    def _next(
+        self,
+        id: str,
+        row: FlowRow,
+        plan: Plan,
+        given: str,
+        look: Look,
+        *,
+        lost: str = "",
+        also: Sequence[Write] = (),
+    ) -> bool:
+        """Begin the stage after the one at which a flow is, or end the flow; return whether all was as it was read."""
         number = row["stage"] + 1
         if number == len(plan["stages"]):
-            self._ended(id, row, plan, "done", look, given=given, lost=lost)
-            return
-        new = row.copy()
+            return self._ended(id, row, plan, "done", look, given=given, lost=lost, also=also)
+        new, message, entries = row.copy(), None, list[Entry]()
         new["stage"], new["given"] = number, given
         new.pop("bad", None)
-        if is_group(plan["stages"][number]):
+        if number in row["groups"]:
             new["sending"] = look.resumes = True
-            entry = look.entry(id, f"sent.{number}", row, LOOKED_AFTER_S)
-            self._committed([self._write(id, row, new)], None, [entry], look.deadline)
+            entries.append(look.entry(id, f"sent.{number}", row, LOOKED_AFTER_S))
         else:
-            self._committed([self._write(id, row, new)], self._step(id, new, plan, number, given), [], look.deadline)
+            message = self._step(id, new, plan, number, given)
+        write = self._write(id, row, new)
+        is_done = self._committed([*also, write], message, entries, look.deadline)
+        if is_done and message is not None and len(write.text or "") + len(plan["text"]) < _LONG:
+            self._seen[id] = write.text, plan["text"]
+            if len(self._seen) > _MOST_SEEN:
+                self._seen = {}
+        return is_done
 
     def _ended(
         self,
@@ -348,7 +365,7 @@ class Flows(Reopening):
             new["callback"] = cast("Any", key)
             message = self._callback(id, new, plan, key)
         else:
-            new["closed"], ttl_s = True, self._bridge.settings.result_ttl_s
+            new["closed"], ttl_s = True, self._kept_s(row)
             new.pop("callback", None)
             writes.append(Write(plan_key(id), head_of(plan["text"]), plan["text"], ttl_s))
         writes.append(self._write(id, row, new, ends=was_open))
@@ -372,30 +389,40 @@ class Flows(Reopening):
         self._called_back(id, row, row.copy(), plan, following, look)
         return None
 
-    def _close(self, id: str, row: FlowRow) -> bool:
+    def _close(self, id: str, row: FlowRow, look: Look) -> bool:
         """Have what is left of a flow be forgotten in time; return False, for nobody need look after it."""
+        if not any("\tover." in each for each in look.entries):
+            return False  # a member has ended late
         self._tell_parent(id, row)
+        kept_s = self._kept_s(row)
         if row["groups"]:
-            keys, ttl_s = [group_key(id, number) for number in row["groups"]], self._bridge.settings.result_ttl_s
-            self._backend.end_groups(keys, kept_s=ttl_s, timeout_s=self._timeout_s)
+            keys = [group_key(id, number) for number in row["groups"]]
+            self._backend.end_groups(keys, kept_s=kept_s, timeout_s=self._timeout_s)
+        large = [each for each in row["groups"] if row["totals"][each] > PAGE] if kept_s is not None else []
+        pages, life = row.get("pages", ""), row.get("life", 0)
+        left = [entry_id(id, f"left/{pages}/{each}/{row['totals'][each]}", life) for each in large]
+        if left and kept_s is not None:  # calls that were never published
+            entries = [Entry(each, LOOK, kept_s + 3600.0) for each in left]
+            self._backend.commit([Commit((), entries)], timeout_s=self._timeout_s)
         return False
 
     def _first_bad(self, id: str, stage: int, total: int) -> list[str]:
         """Return what is told of the first member of a group that has ended badly."""
-        for index, (ended, text) in self._members(id, stage, total):
-            if ended != "done":
-                bad, step = bad_end(ended, text), step_id(id, f"{stage}/{index}")
-                record = self._records.get(step, timeout_s=self._timeout_s)
-                error = bad.error or ErrorInfo(type="", message="")
-                task = "" if record is None else record.task
-                return [step, task, ended, bad.reason, error.type, error.message]
+        for first in range(0, total, _BATCH):
+            count = min(_BATCH, total - first)
+            ends = self._backend.members(group_key(id, stage), first, count, timeout_s=self._timeout_s)
+            for index, end in enumerate(ends, first):
+                if end is not None and end[0] != "done":
+                    bad, step = bad_end(*end), step_id(id, f"{stage}/{index}")
+                    record = self._records.get(step, timeout_s=self._timeout_s)
+                    return [step, "" if record is None else record.task, end[0], bad.reason, *_pair(bad.error)]
         return []
 
     # What a task returns by `become`
 
     def become(self, message: Message, flow: Flow[Any], *, timeout_s: float) -> None:
         """Have a message end with a flow, which is begun; both in one act, and both no second time (rule W14)."""
-        look, flow_id = Look(monotonic() + timeout_s, resumes=True), step_id(message.life, "became")
+        look, flow_id = Look(monotonic() + timeout_s, resumes=True, waits=True), step_id(message.life, "became")
         decide = self._records.became(message, flow_id, self._bridge.now())
         text, row = self._planned(flow, flow_id, look)
         row["parent"] = [message.id, message.replays]
@@ -405,7 +432,11 @@ class Flows(Reopening):
         while self._row(flow_id) is None:
             [found] = self._get(key_of(message.id))
             decided = decide(stored.unpacked(found))
-            if decided is None or self._created(flow_id, row, text, [decided[1]], look):
+            if decided is None:
+                return
+            if self._created(flow_id, row, text, [decided[1]], look):
+                if decided[0].get("cancel_asked"):
+                    self.cancel(flow_id)
                 return
             if monotonic() >= look.deadline + timeout_s:
                 raise StoreUnavailable("others change the same record")
@@ -418,6 +449,8 @@ class Flows(Reopening):
         error = ErrorInfo(type=end.error_type, message=end.error) if end.error_type else None
 
         def decide(old: states.Row | None) -> states.Row | None:
+            if (now := self._row(id)) is None or now.get("life", 0) != row.get("life", 0):
+                return None  # it was reopened since
             lost, flow = row.get("lost", ""), "" if old is None else old.get("flow", "")
             if state == "done" and lost and flow and "r" in place_of(flow).flags:  # what follows can't have it
                 info = ErrorInfo.of(EncodeError("result", lost))
@@ -431,7 +464,6 @@ class Flows(Reopening):
             return transitions.flow_ended(old, id, ending)
 
         self._records.change(parent[0], decide, timeout_s=self._timeout_s)
-        self.advance_due()
 
     # Cancelling, and going on again
 
@@ -443,6 +475,7 @@ class Flows(Reopening):
             if self._ended(id, row, plan_of(text), "cancelled", look):
                 self._bridge.cancellations.add(life_of_flow(id, row.get("life", 0)))
                 self.look_after(id, look)
+                self.advance_due()
         return self.status(id)
 
     def filled(self, message: Message, *, timeout_s: float) -> Message:
@@ -459,8 +492,11 @@ class Flows(Reopening):
 
 def _bad_of(record: Status) -> list[str]:
     """Return what is told of a step that ended badly."""
-    error = record.error or ErrorInfo(type="", message="")
-    return [record.id, record.task, record.state, record.reason, error.type, error.message]
+    return [record.id, record.task, record.state, record.reason, *_pair(record.error)]
+
+
+def _pair(error: ErrorInfo | None) -> tuple[str, str]:
+    return ("", "") if error is None else (error.type, error.message)
 
 
 def _digest(flow: Flow[Any]) -> str:

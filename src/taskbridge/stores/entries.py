@@ -15,6 +15,9 @@ dead letter is taken away first."""
 OF_FLOWS: Final = "flow\t"
 """What the ids of entries begin with that have a flow looked after, and hold no message: no message's id has a tab."""
 
+LOOK: Final = '0 sent\n{"id":"flow","task":"flow","args":[],"kwargs":{},"form":3}'
+"""The text of such an entry; an earlier release takes it for a message of a later one, which it leaves alone."""
+
 _KINDS: Final = get_args(Kind)
 
 

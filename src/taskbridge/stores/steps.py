@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, NamedTuple, cast
 from taskbridge import codec
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores.backend import Backend, Commit, Counted, Entry, Tally, Write
-from taskbridge.stores.entries import OF_FLOWS
+from taskbridge.stores.entries import LOOK, OF_FLOWS
 from taskbridge.stores.states import Row
 
 CALLBACKS: Final = ("failure", "end")
@@ -63,6 +63,11 @@ class Place(NamedTuple):
         return "\t".join(map(str, (*self[:5], *self.above)))
 
 
+def flags_of(flow: str) -> str:
+    """Return the flags of the place that a message's `flow` names."""
+    return flow.split("\t", 5)[4]
+
+
 def place_of(text: str) -> Place:
     """Return the place that a message's `flow` names."""
     flow, key, life, total, flags, *above = text.split("\t")
@@ -91,9 +96,14 @@ def flow_of_entry(id: str) -> str | None:
     return id.split("\t")[1] if id.startswith(OF_FLOWS) else None
 
 
+def named(flow_id: str) -> str:
+    """Return a flow's id as keys hold it: what comes behind it begins with a colon."""
+    return flow_id.replace("%", "%25").replace(":", "%3A")
+
+
 def group_key(flow_id: str, stage: int) -> str:
     """Return the key by which a backend counts a group."""
-    return f"flow:{flow_id}:group:{stage}"
+    return f"flow:{named(flow_id)}:group:{stage}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +136,7 @@ def count(backend: Backend, write: Write, row: Row, due: deque[str], *, timeout_
     """
     place, ended = place_of(row.get("flow", "")), cast("Counted", row["state"])
     what = place.key if place.member is None else str(place.stage)
-    entry = Entry(entry_id(place.flow, what, place.life), "flow", LOOKED_AFTER_S)
+    entry = Entry(entry_id(place.flow, what, place.life), LOOK, LOOKED_AFTER_S)
     if place.member is None:
         is_done = backend.commit([Commit([write], [entry])], timeout_s=timeout_s)[0]
         if is_done:

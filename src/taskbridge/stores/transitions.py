@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
+from taskbridge import codec
 from taskbridge.message import Message
 from taskbridge.stores.backend import Entry, Write, head_of
 from taskbridge.stores.states import (
@@ -247,8 +248,12 @@ def life_of(record: Status) -> str:
 def kept_s(row: Row, *, result_ttl_s: float | None, now: float, unended_s: float = UNENDED_KEPT_S) -> float | None:
     """Return for how many seconds from now a record is kept, or its cancellation; None is for ever."""
     if result_ttl_s is None or row["state"] in FINAL:
-        is_read = result_ttl_s is not None and "flow" in row and "/" not in row["flow"]  # as its flow goes on
-        return max(result_ttl_s or 0.0, STEP_KEPT_S) if is_read else result_ttl_s
+        if result_ttl_s is None or "flow" not in row:
+            return result_ttl_s
+        is_read = "/" not in row["flow"].split("\t")[1] or codec.TYPED in (
+            row.get("result") or ""
+        )  # as its flow goes on
+        return max(result_ttl_s, STEP_KEPT_S) if is_read else result_ttl_s
     return max(0.0, (row.get("due_at") or now) - now) + max(result_ttl_s, unended_s)
 
 
@@ -269,6 +274,8 @@ def _forget_call(row: Row) -> None:
 def _won(row: Row, run: Run) -> bool:
     """Return whether a run had begun before its worker could know that it was cancelled."""
     ended_at = row.get("ended_at")
+    if "flow" in row:
+        return False  # its end is counted
     return row["state"] == "cancelled" and ended_at is not None and run.at <= ended_at + CANCEL_KNOWN_S
 
 

@@ -127,6 +127,9 @@ class PageTests(TasksMixin, TestCase):
 
         self.assertContains(self.client.get("/admin/tasks/dead"), "No dead letters")
         self.assertEqual(self.client.get("/admin/tasks/").status_code, 403)
+        self.assertEqual(self.client.get("/admin/tasks/flows").status_code, 403)
+        self.user.user_permissions.add(Permission.objects.get(codename="view_flow"))
+        self.assertContains(self.client.get("/admin/tasks/flows"), "No flows")
 
     def test_a_superuser_pauses_a_queue(self):
         self.user.is_superuser = True
