@@ -32,7 +32,7 @@ def test_every_flow_ends_and_is_followed_once_whoever_is_killed(
         with Site(Path(mkdtemp(dir=tmp_path)), url, redis_server.url) as site:
             yield site
 
-    for name, found in carried_out(make, acts_at(INSTANTS, TIMES), at_once=AT_ONCE):
+    for name, found in carried_out(make, acts_at(INSTANTS, TIMES, pair), at_once=AT_ONCE):
         print(f"{name}: {found}")
         assert found.wrong == [], name
         assert found.ended == TIMES
