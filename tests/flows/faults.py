@@ -34,7 +34,7 @@ class Fault(NamedTuple):
 
     Attributes:
         call: The method, or `settled`; `*` is any: the flow's number says before or after which one.
-        when: `before`, `after`, or `last`: after one that has counted a group's last member.
+        when: `before`, `after`, or `last`: after a `tally` that has counted a group's last member.
         step: The key of the step that it must be about; empty for any, and the flow itself.
     """
 
@@ -89,8 +89,7 @@ class Killer(Observer):
                 self._die_if(number, "before")
             result = call(*given, **options)
             for number in about:
-                is_last = getattr(result, "ended", 0) and result.ended == given[1].total
-                self._die_if(number, "last" if self._fault.when == "last" and is_last else "after")
+                self._die_if(number, "last" if self._fault.when == "last" and result is True else "after")
             return result
 
         return watched

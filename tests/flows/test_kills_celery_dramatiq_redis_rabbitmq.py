@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
@@ -20,7 +21,7 @@ AT_ONCE = 6
 @pytest.mark.parametrize("pair", ["celery+redis", "dramatiq+amqp"])
 def test_every_flow_ends_and_is_followed_once_whoever_is_killed(
     pair: str,
-    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
     url_of: Callable[[str], str],
     redis_server: PrivateRedis,
 ) -> None:
@@ -28,10 +29,10 @@ def test_every_flow_ends_and_is_followed_once_whoever_is_killed(
 
     @contextmanager
     def make() -> Generator[Site]:
-        with Site(Path(tmp_path_factory.mktemp("flows")), url, redis_server.url) as site:
+        with Site(Path(mkdtemp(dir=tmp_path)), url, redis_server.url) as site:
             yield site
 
-    for name, found in carried_out(make, acts_at(INSTANTS, TIMES), at_once=AT_ONCE):
+    for name, found in carried_out(make, acts_at(INSTANTS, TIMES, pair), at_once=AT_ONCE):
         print(f"{name}: {found}")
         assert found.wrong == [], name
         assert found.ended == TIMES
