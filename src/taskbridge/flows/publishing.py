@@ -193,12 +193,13 @@ class Publishing(Reading):
         deadline: float,
         *,
         delay_s: float = 0.0,
+        is_first: bool = False,
     ) -> bool:
         """Do writes and publish a message, all or nothing; return whether it was done.
 
-        A message whose record is there is published already, or was.
+        A message whose record is there is published already, or was; nothing is done then, if this `is_first` to try.
         """
-        if message is not None:
+        if message is not None and not is_first:
             [found] = self._backend.get([key_of(message.id)], timeout_s=deadline - monotonic())
             message = message if found is None else None
         if message is None:

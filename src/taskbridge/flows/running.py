@@ -322,7 +322,7 @@ class Flows(Reopening):
         else:
             message = self._step(id, new, plan, number, given)
         write = self._write(id, row, new)
-        is_done = self._committed([*also, write], message, entries, look.deadline)
+        is_done = self._committed([*also, write], message, entries, look.deadline, is_first=bool(also))
         if is_done and message is not None and len(write.text or "") + len(plan["text"]) < _LONG:
             self._seen[id] = write.text, plan["text"]
             if len(self._seen) > _MOST_SEEN:
