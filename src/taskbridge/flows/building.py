@@ -107,9 +107,8 @@ class Flow(Steps[R_co]):
     def using(self, *, id: str) -> Flow[R_co]:
         """Return the same flow with an id of the caller's choice, such as `nightly-2026-11-28`.
 
-        As long as a flow of this id is kept (`result_ttl` after its end, and 7 days at least), the same flow is not sent
-        again, and another one is an
-        `IdempotencyConflict` (rule W2).
+        As long as a flow of this id is kept (`result_ttl` after its end, and 7 days at least), the same flow is not
+        sent again, and another one is an `IdempotencyConflict` (rule W2).
         """
         if not is_id(id) or len(id.encode()) > LONGEST_FLOW_ID:
             problem = f"a flow's id is text of 1 to {LONGEST_FLOW_ID} bytes without control characters"
