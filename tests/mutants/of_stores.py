@@ -575,10 +575,12 @@ def ends_a_pause(settle: Any) -> Any:
 @mutant("one_runs_what_was_never_started", _MARKS, "Marks.claim")
 def lets_all_run(claim: Any) -> Any:
     """Whoever asks may run."""
+    one_at_a_time = threading.Lock()  # else all may have given it back before the first one claims it
 
     def run(self: Any, message: Any, *, timeout_s: float) -> Any:
-        self.given_back(message, timeout_s=timeout_s)
-        return claim(self, message, timeout_s=timeout_s)
+        with one_at_a_time:
+            self.given_back(message, timeout_s=timeout_s)
+            return claim(self, message, timeout_s=timeout_s)
 
     return run
 

@@ -251,7 +251,7 @@ def test_numbers_that_json_does_not_have_are_refused_in_our_own_messages() -> No
 
 
 def test_a_newer_form_is_told_apart() -> None:
-    body = json.dumps({**GOOD, "options": {"taskbridge": '{"form":3}'}}).encode()
+    body = json.dumps({**GOOD, "options": {"taskbridge": '{"form":4}'}}).encode()
 
     with pytest.raises(NewerFormError):
         wire.read(wire.parse(body), queue="email")
