@@ -14,18 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from taskbridge import codec
 from taskbridge.durations import seconds, timestamp
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, MessageTooLarge, UnsupportedError
-from taskbridge.flows.plan import (
-    PAGE,
-    FlowRow,
-    Group,
-    Plan,
-    Spec,
-    calls_key,
-    end_of,
-    is_group,
-    made,
-    plan_text,
-)
+from taskbridge.flows.plan import PAGE, FlowRow, Group, Plan, Spec, calls_key, end_of, is_group, made, plan_text
 from taskbridge.flows.reading import Reading
 from taskbridge.hooks import Event, HookName
 from taskbridge.logs import logger

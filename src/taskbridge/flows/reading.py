@@ -6,7 +6,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -14,16 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from taskbridge import codec, exceptions, locks
 from taskbridge.context import running
 from taskbridge.durations import Duration, moment
-from taskbridge.flows.plan import (
-    FlowRow,
-    Group,
-    end_of,
-    plan_key,
-    plan_of,
-    row_key,
-    step_id,
-    unpacked,
-)
+from taskbridge.flows.plan import FlowRow, Group, end_of, plan_key, plan_of, row_key, step_id, unpacked
 from taskbridge.flows.results import Results, read_by
 from taskbridge.flows.states import FINAL, FlowState, FlowStatus, Outcome
 from taskbridge.results import deadline_of, value_of
@@ -172,7 +163,7 @@ class Reading:
                 index = row["totals"][at] - 1 if index is None else index  # if all have ended, the flow goes on soon
                 oldest[each] = step_id(each, f"{at}/{index}")
         known = self._records.find([*oldest.values()], timeout_s=self._timeout_s)
-        records, waits = dict(zip(oldest, known, strict=True)), _once(self._bridge.counts if asks else lambda: None)
+        records, waits = dict(zip(oldest, known, strict=True)), cache(self._bridge.counts if asks else lambda: None)
         return [
             self._status(each, row, counted, oldest.get(each, ""), records.get(each), waits)
             for each, row in rows.items()
@@ -249,8 +240,8 @@ class Reading:
             ended, text = each
             value = self._value(id, f"{stage}/{index}", text) if ended == "done" else None
             if collects:
-                bad = bad_end(ended, text)
-                value = cast("Any", Outcome)(state=ended, value=value, reason=bad.reason, error=bad.error)
+                reason, error = bad_end(text) if ended != "done" else ("", None)
+                value = cast("Any", Outcome)(state=ended, value=value, reason=reason, error=error)
             made.append(value)
         return made
 
@@ -347,14 +338,3 @@ class Reading:
                 raise exceptions.TaskCancelled(id=end.step or id, task=end.task or row["name"])
             case _:
                 raise exceptions.ResultTimeout(id, row["state"], "in time", kind="flow")
-
-
-def _once(ask: Callable[[], Any]) -> Callable[[], Any]:
-    found: list[Any] = []
-
-    def answer() -> Any:
-        if not found:
-            found.append(ask())
-        return found[0]
-
-    return answer

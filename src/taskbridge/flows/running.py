@@ -413,9 +413,9 @@ class Flows(Reopening):
             ends = self._backend.members(group_key(id, stage), first, count, timeout_s=self._timeout_s)
             for index, end in enumerate(ends, first):
                 if end is not None and end[0] != "done":
-                    bad, step = bad_end(*end), step_id(id, f"{stage}/{index}")
+                    (reason, error), step = bad_end(end[1]), step_id(id, f"{stage}/{index}")
                     record = self._records.get(step, timeout_s=self._timeout_s)
-                    return [step, "" if record is None else record.task, end[0], bad.reason, *_pair(bad.error)]
+                    return [step, "" if record is None else record.task, end[0], reason, *_pair(error)]
         return []
 
     # What a task returns by `become`

@@ -7,7 +7,6 @@ A step is counted in the act that makes its record final, so each counts once. W
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, cast
 
 from taskbridge import codec
@@ -106,27 +105,13 @@ def group_key(flow_id: str, stage: int) -> str:
     return f"flow:{named(flow_id)}:group:{stage}"
 
 
-@dataclass(frozen=True, slots=True)
-class BadEnd:
-    """How a step ended badly, and what is kept of that."""
-
-    ended: Counted
-    reason: str = ""
-    error: ErrorInfo | None = None
-
-    def dumps(self) -> str:
-        """Return what a group keeps of it."""
-        return codec.to_json([self.reason, *((self.error.type, self.error.message) if self.error else ("", ""))])
-
-
-def bad_end(ended: Counted, text: str | None) -> BadEnd:
-    """Return what a group has kept of a member that ended badly."""
+def bad_end(text: str | None) -> tuple[str, ErrorInfo | None]:
+    """Return what a group has kept of a member that ended badly: why, and its last error."""
     try:
         reason, kind, message = codec.from_json(text or "")
-        error = ErrorInfo(type=str(kind), message=str(message)) if kind else None
-        return BadEnd(ended, str(reason), error)
-    except (ValueError, TypeError):
-        return BadEnd(ended)
+        return str(reason), ErrorInfo(type=str(kind), message=str(message)) if kind else None
+    except (ValueError, TypeError):  # anybody may have written it
+        return "", None
 
 
 def count(backend: Backend, write: Write, row: Row, due: deque[str], *, timeout_s: float) -> bool:
@@ -144,9 +129,7 @@ def count(backend: Backend, write: Write, row: Row, due: deque[str], *, timeout_
         return is_done
     text = row.get("result", "null") if "r" in place.flags else None
     if ended != "done":
-        error = row.get("error")
-        info = None if error is None else ErrorInfo(type=error[0], message=error[1])
-        text = BadEnd(ended, row.get("reason", ""), info).dumps()
+        text = codec.to_json([row.get("reason", ""), *row.get("error", ("", ""))])
     posts: Literal["last", "bad", "always"] = (
         "always" if "a" in place.flags else "bad" if "b" in place.flags else "last"
     )
