@@ -31,8 +31,8 @@ def _stage(**changes: Any) -> None:
     """Have groups planned otherwise than they were asked for, where they were asked for that."""
 
     def make(planned: Any) -> Any:
-        def group(self: Any, id: Any, number: Any, stage: Any, look: Any, *, wants: Any) -> Any:
-            return planned(self, id, number, replace(stage, **changes), look, wants=wants)
+        def group(self: Any, id: Any, pages: Any, number: Any, stage: Any, look: Any, *, wants: Any) -> Any:
+            return planned(self, id, pages, number, replace(stage, **changes), look, wants=wants)
 
         return group
 

@@ -100,7 +100,7 @@ def values_of_classes_are_sent_in_the_first_form() -> None:
 @mutant("RS1", "results_of_hinted_classes_come_back")
 def results_are_not_made() -> None:
     """A result of a class is what it travels as."""
-    put("taskbridge.results", "_value_of", lambda _: lambda record, text, declaration: codec.loads(text))
+    put("taskbridge.results", "value_of", lambda _: lambda task, text, declaration: codec.loads(text))
 
 
 @mutant("H", "hooks_see_the_arguments")
