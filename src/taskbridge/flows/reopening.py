@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Final, cast
@@ -59,24 +59,24 @@ class Reopening(Publishing):
         new: Any = {name: value for name, value in {**row, **changes}.items() if value is not None}
         return self._backend.commit([Commit([self._write(id, row, new)])], timeout_s=self._timeout_s)[0]
 
-    def retry(self, id: str, *, is_step: bool = False) -> FlowStatus:
-        """Go on with a flow that failed, was cancelled or is stalled, and return its status after that.
+    def retry(self, id: str) -> FlowStatus:
+        """Go on with a flow that failed, was cancelled or is stalled, and return its status after that."""
 
-        One that `is_step` of a flow which was reopened goes on again if it runs, too: its own steps may start no more.
-        """
-        while True:
-            row = self._known(id)
-            is_over = row["state"] in ("failed", "cancelled") or is_step
-            if not (is_over or self._statuses({id: row}, looks=True, asks=False)[0].is_stalled):
-                break
+        def goes_on(row: FlowRow) -> bool:
+            is_over = row["state"] in ("failed", "cancelled")
+            return is_over or self._statuses({id: row}, looks=True, asks=False)[0].is_stalled
+
+        self._retry(id, goes_on)
+        self.advance_due()
+        return self.status(id)
+
+    def _retry(self, id: str, goes_on: Callable[[FlowRow], bool]) -> None:
+        while (row := self._row(id)) is not None and goes_on(row):
             act = _Act()
             self._reopen(id, row, act, again=True)
             if self._done(act):
                 self.look_after(id, Look(self._deadline(), resumes=True, entries={each.id for each in act.entries}))
-                break
-        if not is_step:
-            self.advance_due()
-        return self.status(id)
+                return
 
     def replay(self, messages: Sequence[tuple[Message, float]]) -> tuple[str, ...]:
         """Replay dead steps, each after a delay in seconds since it was sent, and return their ids (rule W10).
@@ -218,10 +218,11 @@ class Reopening(Publishing):
         life, flow = row.get("life", 0), old.get("flow")
         if old["state"] == "done" or (flow is not None and place_of(flow).life == life):
             return True
-        if (became := old.get("became")) and (inner := self._row(became)) is not None:
-            was_given = inner.get("above", [-1])[-1] == life
-            if inner["state"] != "done" and not was_given and (again or old["state"] != "dead"):
-                self.retry(became, is_step=True)
+        if (became := old.get("became")) and self._row(became) is not None:
+            if (
+                again or old["state"] != "dead"
+            ):  # also one that runs, for its own steps start no more; once in each life
+                self._retry(became, lambda inner: inner["state"] != "done" and inner.get("above", [-1])[-1] != life)
             return True
         return old["state"] == "running"
 

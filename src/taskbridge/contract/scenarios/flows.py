@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,6 +12,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, Final, cast
 from uuid import uuid4
+from weakref import WeakSet
 
 from taskbridge import (
     Call,
@@ -314,16 +314,23 @@ def a_flow_goes_on_with_another_engine(h: Harness) -> None:
         own.close()
 
 
+class _Header(str):
+    """A header, which can be referred to weakly, and so tells whether its call is still held."""
+
+
 @scenario("W13", on=(STORED,), where=with_records)
 def a_group_of_any_width_is_sent_in_batches(h: Harness) -> None:
     """A generator's calls are read and sent some at a time; with at_once, no more of them are in the broker."""
     held: list[int] = []
+    alive: WeakSet[_Header] = WeakSet()  # those of calls that are still held
 
     def calls() -> Iterator[Call[int]]:
         for number in range(_WIDTH):
             if number % 300 == 299:
-                held.append(sum(type(each) is Call for each in gc.get_objects()))
-            yield h.tasks.counted.call(number)
+                held.append(len(alive))
+            header = _Header(number)
+            alive.add(header)
+            yield h.tasks.counted.using(headers={"number": header}).call(number)
 
     flow = group(calls())
     with counting(h) as made:
