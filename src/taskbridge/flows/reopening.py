@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Final, cast
@@ -22,6 +23,9 @@ from taskbridge.stores.states import status_of
 from taskbridge.stores.steps import LOOKED_AFTER_S, Place, entry_id, group_key, life_of_flow, place_of
 
 _BATCH: Final = 1000  # how many members are read at a time
+
+_given: Final[ContextVar[int | None]] = ContextVar("taskbridge_given_again", default=None)
+"""The life of a flow whose dead steps are replayed because it was reopened: they don't reopen it themselves."""
 
 
 class Reopening(Publishing):
@@ -85,7 +89,8 @@ class Reopening(Publishing):
         """
         kept, flows = list[Held](), dict[str, None]()
         for message, delay_s in messages:
-            kept.append(self._replayed(message, delay_s))
+            if (replayed := self._replayed(message, delay_s)) is not None:
+                kept.append(replayed)
             flows[place_of(message.flow).flow] = None
         for start in range(0, len(kept), PAGE):
             self._bridge.relay.publish(kept[start : start + PAGE], timeout_s=self._timeout_s)
@@ -94,12 +99,18 @@ class Reopening(Publishing):
         self.advance_due()
         return tuple(each.message.id for each in kept)
 
-    def _replayed(self, message: Message, delay_s: float) -> Held:
-        """Put a dead step that is replayed in the outbox, and have its flow wait for it; both in one act."""
+    def _replayed(self, message: Message, delay_s: float) -> Held | None:
+        """Put a dead step that is replayed in the outbox, and have its flow wait for it; both in one act.
+
+        None if it is given again with others of its flow, and that has ended again meanwhile.
+        """
+        life = _given.get()
         while True:
             act, place, sent = _Act(), place_of(message.flow), message
             texts = self._get(key_of(message.id), row_key(place.flow))
             old, row = stored.unpacked(texts[0]), unpacked(texts[1])
+            if life is not None and (row is None or (row["state"], row.get("life", 0)) != ("running", life)):
+                return None
             if row is not None and not place.is_callback and place.stage == row["stage"]:
                 row = self._reopen(place.flow, row, act, again=False) if row["state"] in FINAL else row
                 place = place._replace(life=row.get("life", 0), above=tuple(row.get("above", ())))
@@ -211,7 +222,11 @@ class Reopening(Publishing):
             self._relayed([entry for entry, is_done in zip(kept.values(), done, strict=True) if is_done])
             keys = [key for key, is_done in zip(kept, done, strict=True) if not is_done]
         if dead:
-            self._bridge.dead.replay(dead)
+            token = _given.set(row.get("life", 0))
+            try:
+                self._bridge.dead.replay(dead)
+            finally:
+                _given.reset(token)
 
     def _goes_on_by_itself(self, row: FlowRow, old: states.Row, *, again: bool) -> bool:
         """Return whether a step runs, is done, or was given again in this life; if it became a flow, that goes on."""
