@@ -363,7 +363,8 @@ class Records:
         kept_s, tells = transitions.kept_s(new, result_ttl_s=self._ttl_s, now=now), new["state"] in FINAL
         key, text = key_of(message_id), _packed(new)
         if self._lists:  # before it is written, for it is a hint; whoever reads it looks at the record
-            formers: Sequence[State] = _AS_MADE if old is None else (old["state"],)
+            # Of a guess it is not known whether its start was written, which is listed before that.
+            formers: Sequence[State] = (*_AS_MADE, "running") if old is None else (old["state"],)
             self._backend.list_soon([self._listed(message_id, new, formers)])
         if old is None or not cancels:
             return Write(key, head, text, kept_s, tells)

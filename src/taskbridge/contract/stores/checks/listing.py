@@ -72,3 +72,9 @@ def what_records_say_is_listed(p: Place) -> None:
     soon(lambda: _ids(store.backend, "running"), lambda found: not found, "what runs after the end")
     found = store.records.find([message.id, "none", late.id], timeout_s=TIMEOUT_S)
     expect([each and each.state for each in found], ["done", None, "scheduled"], "the records of several")
+    quick = a_message()
+    store.records.create([(quick, 0.0)], timeout_s=TIMEOUT_S)
+    store.backend.list_soon([Listed(quick.id, "running", time.time(), formers=("queued",), freed=quick.queue)])
+    soon(lambda: _ids(store.backend, "running"), lambda found: found == [quick.id], "what starts")
+    store.records.ended(quick, Ending(state="done", at=time.time()), timeout_s=TIMEOUT_S)  # before its start is written
+    soon(lambda: _ids(store.backend, "running"), lambda found: not found, "what runs after an end that was quicker")
