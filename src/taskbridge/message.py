@@ -122,7 +122,7 @@ class Message:
         relayed: Whether an outbox has it, or had it, or it was put off: it may be published twice, so its mark is
             claimed (rules OB1 and A7).
         keeps_call: Whether its record tells its arguments and headers.
-        flow: Its place in a flow (`flows.plan.Place`); empty if it is in none.
+        flow: Its place in a flow (`stores.steps.Place`); empty if it is in none.
         due_at: From when on the attempt was to run, in seconds since the epoch; None for one that was sent without a
             delay, or by an earlier release.
         plain: The positional and keyword arguments, decoded from JSON but still in the codec's form, if whoever read

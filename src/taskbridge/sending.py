@@ -300,7 +300,9 @@ class Sending:
         names, sends = self._bridge.settings.commit, self._bridge.transactions
         if names is None or sends is None:
             return False
-        is_for_outbox = names == ("outbox",)
+        from taskbridge.transactions import OUTBOX  # here, as in `_holding`
+
+        is_for_outbox = names == OUTBOX
         databases = [*sends.open_on(("default",) if is_for_outbox else names)]
         if databases and is_for_outbox:
             problem = "a flow is no part of an application's outbox: send it when the transaction is committed"

@@ -13,7 +13,7 @@ step's key, so that whoever publishes one again makes the same message (rule W3)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast
+from typing import Any, Final, Literal, TypedDict, cast
 
 from typing_extensions import Required
 
@@ -24,9 +24,6 @@ from taskbridge.flows.states import FlowEnd, FlowState, OnError
 from taskbridge.message import FLOW_FORM, LONGEST_ID, Message
 from taskbridge.stores.steps import Place, named
 from taskbridge.unique import blake2b
-
-if TYPE_CHECKING:
-    pass
 
 PAGE: Final = 100
 """How many calls are kept in one text; those of a group of at most as many are in its plan."""

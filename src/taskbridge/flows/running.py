@@ -233,20 +233,18 @@ class Flows(Reopening):
             self._ended(id, row, plan, "failed", look, end=_bad_of(record))
         return None
 
-    def step_ended(self, write: Write, record: states.Row) -> bool | None:
+    def step_ended(self, write: Write, record: states.Row) -> bool:
         """Do the write that makes the record of a single step final, and what is due then, all in one act.
 
-        Returns:
-            False if it may not be done, for the record, or the flow's row, is not as it was read; None to count the
-            step by itself, and to do what is due after that.
+        Return False if nothing was done: the step is counted by itself then, and what is due is done after that.
         """
         try:
-            return True if self._ended_with_what_follows(write, record) else None
+            return self._ended_with_what_follows(write, record)
         except BrokerUnavailable:
             raise
         except Exception:  # the end is recorded all the same, and what is due then is tried again
             _log.exception("what follows in a flow is not known yet")
-            return None
+            return False
 
     def _ended_with_what_follows(self, write: Write, record: states.Row) -> bool:
         place = place_of(record.get("flow", ""))

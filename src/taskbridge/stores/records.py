@@ -81,9 +81,7 @@ class Records:
         self._backend = backend
         self._lists = settings.listing
         self._starts = PerProcess(lambda: Starts(self._write_starts))
-        self.step_ended: Callable[[Write, Row], bool | None] | None = (
-            None  # what goes on with flows at once, if there is
-        )
+        self.step_ended: Callable[[Write, Row], bool] | None = None  # see `Flows.step_ended`
         self.flows_due: deque[str] = deque()  # entries of flows that this process looks after
 
     def create(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
@@ -341,8 +339,8 @@ class Records:
         if "flow" in new and new["state"] in FINAL:
             from taskbridge.stores.steps import count  # here, for few messages are in a flow
 
-            if self.step_ended is not None and (is_done := self.step_ended(write, new)) is not None:
-                return is_done
+            if self.step_ended is not None and self.step_ended(write, new):
+                return True
             return count(self._backend, write, new, self.flows_due, timeout_s=deadline - monotonic())
         if not freed:
             return self._backend.write([write], timeout_s=deadline - monotonic())[0]
