@@ -115,12 +115,13 @@ class Reopening(Publishing):
                 row = self._reopen(place.flow, row, act, again=False) if row["state"] in FINAL else row
                 place = place._replace(life=row.get("life", 0), above=tuple(row.get("above", ())))
                 sent = replace(message, flow=place.dumps())
-                act.uncount(place)
             elif not place.is_callback:
                 sent = replace(message, flow="")  # the flow has gone on without it, or is gone
             new = transitions.created(old, sent, delay_s)
-            if new is not None:
+            if new is not None:  # else somebody has done so before, and perhaps it has ended again
                 act.writes.append(self._records.replacing(sent.id, old, head_of(texts[0]), new))
+                if sent.flow:
+                    act.uncount(place)
             entry = held(sent, delay_s, "replayed")
             act.entries.append(Entry(entry.key, entry.dumps(), OWN_S))
             if self._done(act):
