@@ -7,9 +7,9 @@ Last come 50 viewers of the first page for half a minute, and what of a processo
 
 from __future__ import annotations
 
+import argparse
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -140,4 +140,7 @@ def main(records: int, letters: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*(int(each) for each in (*sys.argv[1:], *("1000000", "100000")[len(sys.argv) - 1 :])))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pages", description=__doc__)
+    parser.add_argument("records", nargs="?", type=int, default=1_000_000, metavar="RECORDS", help="default: 1000000")
+    parser.add_argument("letters", nargs="?", type=int, default=100_000, metavar="DEAD", help="default: 100000")
+    main(**vars(parser.parse_args()))

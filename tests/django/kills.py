@@ -7,6 +7,7 @@ measures how long messages of an outbox take from the commit to the start of the
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -107,8 +108,13 @@ def _lag(pair: str, url: str, database: str, store: str, kind: type[Post], count
         print(f"{pair}: {count} messages at {RATE} a second: {shown}, at most {lags[-1]:.3f} s", flush=True)
 
 
-def main(pairs: list[str], kind: type[Post] = Post) -> None:
-    """Print the account of some pairs, all if none is named."""
+def main(program: str, about: str | None, kind: type[Post] = Post) -> None:
+    """Print the account of the pairs that the command line names, of all if it names none."""
+    parser = argparse.ArgumentParser(prog=program, description=about)
+    parser.add_argument("pairs", nargs="*", metavar="PAIR", help=", ".join(PAIRS))
+    pairs = parser.parse_args().pairs
+    if wrong := sorted({*pairs} - {*PAIRS}):
+        parser.error(f"there is no pair {wrong[0]!r} among {', '.join(PAIRS)}")
     with PrivatePostgreSQL() as postgresql, PrivateRedis() as redis, PrivateRabbitMQ() as rabbitmq:
         for pair in pairs or PAIRS:
             engine, _, broker = pair.partition("+")
@@ -118,4 +124,4 @@ def main(pairs: list[str], kind: type[Post] = Post) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main("python -m tests.django.kills", __doc__)

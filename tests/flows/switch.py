@@ -5,7 +5,7 @@ The store is one Redis. The flow is a group of so many members (1,000, if nothin
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 import time
 from collections import Counter
@@ -55,4 +55,6 @@ def main(members: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
+    parser = argparse.ArgumentParser(prog="python -m tests.flows.switch", description=__doc__)
+    parser.add_argument("members", nargs="?", type=int, default=1000, metavar="MEMBERS", help="default: 1000")
+    main(parser.parse_args().members)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from tests.django import kills
@@ -25,4 +24,4 @@ class Post(kills.Post):
 
 
 if __name__ == "__main__":
-    kills.main(sys.argv[1:], kind=Post)
+    kills.main("python -m tests.sessions.kills", __doc__, kind=Post)
