@@ -559,6 +559,7 @@ def test_a_port_that_is_taken_is_refused_in_one_line(
     (tmp_path / "metrics_shop.py").write_text("from taskbridge import task\n@task\ndef fine() -> None: ...\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("TASKBRIDGE_SEND_TIMEOUT", "0.2")
+    monkeypatch.setenv("TASKBRIDGE_URL", "inline://")  # which `--url` sets anew
     former = signal.getsignal(signal.SIGTERM)
     try:
         with socket.socket() as taken:
