@@ -250,6 +250,10 @@ class Bridge(Parts):
         named = (each.name for each in settings.queues)
         return tuple(dict.fromkeys([settings.default_queue, *named, *routed, *on_tasks]))
 
+    def _check_known(self, queues: Iterable[str]) -> None:
+        for queue in queues:
+            check_known(queue, self.queues())
+
     def queue_of(self, task: str) -> str:
         """Return the queue that a task's messages go to, unless `using(queue=)` says otherwise (rule Q1)."""
         if (route := self.settings.route_of(task)) is not None:
@@ -530,8 +534,7 @@ class Bridge(Parts):
         """
         if self.settings.url.broker != "memory":
             raise UnsupportedError("embedded_worker", self.settings.url.target, "start `taskbridge worker` instead")
-        for queue in queues:
-            check_known(queue, self.queues())
+        self._check_known(queues)
         return self.engine.embedded_worker(queues=queues, threads=threads)
 
     def worker_commands(self, options: WorkerOptions) -> list[Command]:
@@ -540,8 +543,7 @@ class Bridge(Parts):
             raise UnsupportedError(
                 "workers", self.settings.url.target, "its messages live in the process that sends them; choose a server"
             )
-        for queue in options.queues:
-            check_known(queue, self.queues())
+        self._check_known(options.queues)
         if self.settings.scheduler and options.scheduler:
             self.schedules.check()
         commands = self.engine.worker_commands(options)
@@ -577,8 +579,7 @@ class Bridge(Parts):
         """
         from taskbridge.health import examine  # here, for few processes ask
 
-        for queue in queues:
-            check_known(queue, self.queues())
+        self._check_known(queues)
         asked = tuple(dict.fromkeys(queues)) or self.queues()
         timeout_s, pauses = seconds(timeout, name="timeout"), self.pauses
         return examine(self.broker, self.settings.url, asked, pauses=pauses, timeout_s=timeout_s, now=self.now())
@@ -593,8 +594,7 @@ class Bridge(Parts):
         store's clock, which must be in the future; to pause again sets another one. It needs a store, else this raises
         `UnsupportedError`.
         """
-        if queue is not None:
-            check_known(queue, self.queues())
+        self._check_known(() if queue is None else (queue,))
         self._pausing("pause").pause(*_one(queue, task), until)
 
     def resume(self, queue: str | None = None, *, task: str | None = None) -> bool:

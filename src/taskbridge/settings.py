@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
@@ -444,7 +445,7 @@ class Settings:
 
     def route_of(self, task: str) -> Route | None:
         """Return the route that decides about a task, if one does (rule Q1)."""
-        return next((route for route in self.routes if route.matches(task)), None)
+        return next((route for route in self.routes if fnmatchcase(task, route.pattern)), None)
 
     @property
     def goes_along(self) -> bool:
