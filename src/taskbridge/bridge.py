@@ -645,8 +645,13 @@ class Bridge(Parts):
     @contextmanager
     def divert(self, broker: Broker) -> Generator[None, None, None]:
         """Hand what is sent to another broker, and record none of it, while the block runs; see `testing`."""
-        with self._sending.divert(broker):
+        former, self._sending.diverted = self._sending.diverted, broker
+        self._sending.forget()
+        try:
             yield
+        finally:
+            self._sending.diverted = former
+            self._sending.forget()
 
     def move_to(self, url: str) -> None:
         """Use another engine and broker; all else stays: other settings, tasks and hooks."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -115,7 +115,7 @@ class Sending:
 
     Attributes:
         bridge: Whose messages it sends.
-        diverted: What takes messages in the place of the broker; see `divert`.
+        diverted: What takes messages in the place of the broker, unrecorded; see `Bridge.divert`.
     """
 
     def __init__(self, bridge: Bridge) -> None:
@@ -134,17 +134,6 @@ class Sending:
     def __deepcopy__(self, memo: dict[int, Any]) -> Sending:
         """Return itself: a copy of a call is sent by the same one."""
         return self
-
-    @contextmanager
-    def divert(self, broker: Broker) -> Generator[None, None, None]:
-        """Hand messages to another broker, and record none, while the block runs."""
-        former, self.diverted = self.diverted, broker
-        self.forget()
-        try:
-            yield
-        finally:
-            self.diverted = former
-            self.forget()
 
     def _now(self) -> float:
         is_asked = self.diverted is None or self.bridge.settings.url.engine == "inline"
