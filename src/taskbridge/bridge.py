@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 from taskbridge import locks
 from taskbridge.declaration import Declaration, declare, place_of, undeclared
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from taskbridge.dead import DeadLetters
     from taskbridge.engines.base import Command, Engine, WorkerOptions
     from taskbridge.engines.cancellations import Cancellations
+    from taskbridge.engines.inline import InlineEngine
     from taskbridge.engines.settle import BoundTask
     from taskbridge.flows.handle import FlowHandle
     from taskbridge.flows.running import Flows
@@ -502,29 +503,26 @@ class Bridge(Parts):
         The virtual clock jumps to each due time, so that a task with hour-long backoffs ends in milliseconds. Raises
         `TaskBridgeError` if it isn't idle after `max_runs`, and `UnsupportedError` if the bridge is not `inline://`.
         """
-        runs: int = self._inline("run_until_idle").run_until_idle(max_runs)
-        return runs
+        return self._inline("run_until_idle").run_until_idle(max_runs)
 
     def run_schedules(self, until: When, *, max_runs: int = 10_000) -> int:
         """Run all that is due up to a time, from now or an aware datetime, by schedules too; see `run_until_idle`."""
         now = self.now()
-        moment = now + delay_s(until, now=now, name="until")
-        runs: int = self._inline("run_schedules").run_schedules(moment, max_runs)
-        return runs
+        return self._inline("run_schedules").run_schedules(now + delay_s(until, now=now, name="until"), max_runs)
 
     def run_until(self, done: Callable[[], bool]) -> bool:
         """Run what waits, if nobody else does, until something is done; return whether nothing is left to run."""
-        return self.settings.url.engine == "inline" and bool(self._inline("run_until").run_until(done))
+        return self.settings.url.engine == "inline" and self._inline("run_until").run_until(done)
 
     def work_is_there(self) -> None:
         """Learn that messages wait: on `inline://` the threads that run them start now, if they don't run yet."""
         if self.settings.url.engine == "inline":
             self._inline("send").sent()
 
-    def _inline(self, what: str) -> Any:
+    def _inline(self, what: str) -> InlineEngine:
         if self.settings.url.engine != "inline":
             raise UnsupportedError(what, self.settings.url.target, "use inline:// in tests")
-        return self.engine
+        return cast("InlineEngine", self.engine)
 
     def embedded_worker(self, *, queues: Sequence[str] = (), threads: int = 4) -> AbstractContextManager[None]:
         """Run a worker in threads of this process while the block runs; on `inline://` and the memory brokers.

@@ -104,8 +104,13 @@ class MessageResults:
 
     def _awaited(self, id: str, task: str) -> Awaited[Status]:
         records = self._bridge.recording(task, "RS1")
-        get, watch, pauses = partial(self._get, records, id), partial(records.watch, id), self._pauses(records, id)
-        return Awaited(id=id, get=get, doing=_doing, watch=watch, pauses=pauses)
+        return Awaited(
+            id=id,
+            get=lambda: self._get(records, id),
+            doing=lambda record: None if record.state in FINAL else record.state,
+            watch=partial(records.watch, id),
+            pauses=self._pauses(records, id),
+        )
 
     def ended(self, make: Callable[[], Awaited[T]], timeout: Duration | None) -> T:
         """Wait until something is final, and return it; if it is not in time, as it is then."""
@@ -241,10 +246,6 @@ def _make_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_THREADS, "taskbridge-results")
 
 
-def _doing(record: Status) -> str | None:
-    return None if record.state in FINAL else record.state
-
-
 def _found(id: str, ask: Callable[[], Status | None]) -> Status:
     """Return the record that the store tells of; raise `NoSuchRecord` if there is none."""
     record = ask() if is_id(id) else None  # no message has another id, and not every store takes it
@@ -269,14 +270,8 @@ def outcome_of(record: Status, declaration: Declaration | None) -> Any:
             raise exceptions.TaskDiscarded(id=record.id, task=record.task, reason=record.reason)
         case _:
             error = record.error or ErrorInfo(type="", message="")
-            raise exceptions.TaskFailed(
-                id=record.id,
-                task=record.task,
-                reason=record.reason,
-                type=error.type,
-                message=error.message,
-                traceback=record.traceback,
-            )
+            told = {"type": error.type, "message": error.message, "traceback": record.traceback}
+            raise exceptions.TaskFailed(id=record.id, task=record.task, reason=record.reason, **told)
 
 
 def shown(record: Status, now: float) -> Status:
