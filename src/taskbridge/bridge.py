@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 from taskbridge import locks
 from taskbridge.declaration import Declaration, declare, place_of, undeclared
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from taskbridge.dead import DeadLetters
     from taskbridge.engines.base import Command, Engine, WorkerOptions
     from taskbridge.engines.cancellations import Cancellations
+    from taskbridge.engines.inline import InlineEngine
     from taskbridge.engines.settle import BoundTask
     from taskbridge.flows.handle import FlowHandle
     from taskbridge.flows.running import Flows
@@ -249,6 +250,10 @@ class Bridge(Parts):
         on_tasks = (each.queue for each in self._tasks.values() if each.queue is not None)
         named = (each.name for each in settings.queues)
         return tuple(dict.fromkeys([settings.default_queue, *named, *routed, *on_tasks]))
+
+    def _check_known(self, queues: Iterable[str]) -> None:
+        for queue in queues:
+            check_known(queue, self.queues())
 
     def queue_of(self, task: str) -> str:
         """Return the queue that a task's messages go to, unless `using(queue=)` says otherwise (rule Q1)."""
@@ -498,29 +503,26 @@ class Bridge(Parts):
         The virtual clock jumps to each due time, so that a task with hour-long backoffs ends in milliseconds. Raises
         `TaskBridgeError` if it isn't idle after `max_runs`, and `UnsupportedError` if the bridge is not `inline://`.
         """
-        runs: int = self._inline("run_until_idle").run_until_idle(max_runs)
-        return runs
+        return self._inline("run_until_idle").run_until_idle(max_runs)
 
     def run_schedules(self, until: When, *, max_runs: int = 10_000) -> int:
         """Run all that is due up to a time, from now or an aware datetime, by schedules too; see `run_until_idle`."""
         now = self.now()
-        moment = now + delay_s(until, now=now, name="until")
-        runs: int = self._inline("run_schedules").run_schedules(moment, max_runs)
-        return runs
+        return self._inline("run_schedules").run_schedules(now + delay_s(until, now=now, name="until"), max_runs)
 
     def run_until(self, done: Callable[[], bool]) -> bool:
         """Run what waits, if nobody else does, until something is done; return whether nothing is left to run."""
-        return self.settings.url.engine == "inline" and bool(self._inline("run_until").run_until(done))
+        return self.settings.url.engine == "inline" and self._inline("run_until").run_until(done)
 
     def work_is_there(self) -> None:
         """Learn that messages wait: on `inline://` the threads that run them start now, if they don't run yet."""
         if self.settings.url.engine == "inline":
             self._inline("send").sent()
 
-    def _inline(self, what: str) -> Any:
+    def _inline(self, what: str) -> InlineEngine:
         if self.settings.url.engine != "inline":
             raise UnsupportedError(what, self.settings.url.target, "use inline:// in tests")
-        return self.engine
+        return cast("InlineEngine", self.engine)
 
     def embedded_worker(self, *, queues: Sequence[str] = (), threads: int = 4) -> AbstractContextManager[None]:
         """Run a worker in threads of this process while the block runs; on `inline://` and the memory brokers.
@@ -530,8 +532,7 @@ class Bridge(Parts):
         """
         if self.settings.url.broker != "memory":
             raise UnsupportedError("embedded_worker", self.settings.url.target, "start `taskbridge worker` instead")
-        for queue in queues:
-            check_known(queue, self.queues())
+        self._check_known(queues)
         return self.engine.embedded_worker(queues=queues, threads=threads)
 
     def worker_commands(self, options: WorkerOptions) -> list[Command]:
@@ -540,8 +541,7 @@ class Bridge(Parts):
             raise UnsupportedError(
                 "workers", self.settings.url.target, "its messages live in the process that sends them; choose a server"
             )
-        for queue in options.queues:
-            check_known(queue, self.queues())
+        self._check_known(options.queues)
         if self.settings.scheduler and options.scheduler:
             self.schedules.check()
         commands = self.engine.worker_commands(options)
@@ -577,8 +577,7 @@ class Bridge(Parts):
         """
         from taskbridge.health import examine  # here, for few processes ask
 
-        for queue in queues:
-            check_known(queue, self.queues())
+        self._check_known(queues)
         asked = tuple(dict.fromkeys(queues)) or self.queues()
         timeout_s, pauses = seconds(timeout, name="timeout"), self.pauses
         return examine(self.broker, self.settings.url, asked, pauses=pauses, timeout_s=timeout_s, now=self.now())
@@ -593,8 +592,7 @@ class Bridge(Parts):
         store's clock, which must be in the future; to pause again sets another one. It needs a store, else this raises
         `UnsupportedError`.
         """
-        if queue is not None:
-            check_known(queue, self.queues())
+        self._check_known(() if queue is None else (queue,))
         self._pausing("pause").pause(*_one(queue, task), until)
 
     def resume(self, queue: str | None = None, *, task: str | None = None) -> bool:
@@ -645,8 +643,13 @@ class Bridge(Parts):
     @contextmanager
     def divert(self, broker: Broker) -> Generator[None, None, None]:
         """Hand what is sent to another broker, and record none of it, while the block runs; see `testing`."""
-        with self._sending.divert(broker):
+        former, self._sending.diverted = self._sending.diverted, broker
+        self._sending.forget()
+        try:
             yield
+        finally:
+            self._sending.diverted = former
+            self._sending.forget()
 
     def move_to(self, url: str) -> None:
         """Use another engine and broker; all else stays: other settings, tasks and hooks."""

@@ -152,11 +152,8 @@ def refuse_depth(text: str, plain: object) -> None:
         depth += 1
         if depth > MOST_JSON_DEPTH + 1:  # the last level may be scalars
             raise DecodeError(_TOO_DEEP)
-        level = [item for each in level for item in _items(each)]
-
-
-def _items(plain: object) -> Iterable[object]:
-    return plain.values() if is_dict(plain) else plain if is_list(plain) else ()
+        inside = (each.values() if is_dict(each) else each if is_list(each) else () for each in level)
+        level = [item for items in inside for item in items]
 
 
 def with_stack(act: Callable[P, T]) -> Callable[P, T]:

@@ -54,14 +54,11 @@ class Portable(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be made again without them, of all that it holds."""
-        return _made_again, (type(self), self.args, self.__dict__)
+        return _empty, (type(self),), {**self.__dict__, "args": self.args}
 
 
-def _made_again(kind: type[Portable], args: tuple[Any, ...], values: dict[str, Any]) -> Portable:
-    error = kind.__new__(kind)
-    error.args = args
-    error.__dict__.update(values)
-    return error
+def _empty(kind: type[Portable]) -> Portable:
+    return kind.__new__(kind)
 
 
 class OddError(Exception):
@@ -75,25 +72,21 @@ def presentable(error: BaseException) -> BaseException:
 
 def clipped(text: object, most: int = MOST_TEXT) -> str:
     """Return a text with at most so many characters, all of which every store can keep; empty for what is no text."""
-    if not isinstance(text, str):
-        return "" if text is None else _text_of(text, most)
-    kept = str.__getitem__(text, slice(0, most))
+    if text is None:
+        return ""
+    try:
+        kept = str.__getitem__(text if isinstance(text, str) else str(text), slice(0, most))
+    except BaseException as exc:  # a user's own `__str__` may raise anything, `SystemExit` too
+        return f"<its text can't be had: {type_of(type(exc))}>"
     if kept.isascii() and "\0" not in kept:
         return kept
     kept = kept.replace("\0", "\\x00")  # PostgreSQL keeps none
     return kept.encode("utf-8", "backslashreplace").decode()
 
 
-def _text_of(value: object, most: int) -> str:
-    try:
-        return clipped(str(value), most)
-    except BaseException as exc:  # a user's own `__str__` may raise anything, `SystemExit` too
-        return f"<its text can't be had: {type_of(type(exc))}>"
-
-
 def text_of(error: BaseException) -> str:
     """Return an exception's text, at most 2,000 characters of it."""
-    return _text_of(error, MOST_TEXT)
+    return clipped(error)
 
 
 def type_of(kind: type) -> str:

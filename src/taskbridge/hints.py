@@ -294,11 +294,13 @@ def form_of(cls: Any) -> Form | None:
     if issubclass(cls, PurePath):
         return Form(cls, str, cls)
     if hasattr(cls, "__pydantic_validator__") and hasattr(cls, "model_validate_json"):
-        return Form(cls, _model_parts, lambda parts: _model_of(cls, parts), is_equal=True)
+        dump = partial(cls.model_dump, mode="json", by_alias=False, round_trip=True, warnings="error")
+        load = partial(cls.model_validate_json, by_alias=False, by_name=True)
+        return Form(cls, dump, lambda parts: load(codec.to_json(parts)), is_equal=True)
     names = _fields_of(cls)
     if names is not None:
-        make = partial(_of_fields, cls, names)
-        return Form(cls, partial(_field_parts, tuple(names)), make, is_sure=_is_made_of_fields_only(cls, names))
+        make, is_sure = partial(_of_fields, cls, names), _is_made_of_fields_only(cls, names)
+        return Form(cls, lambda value: {name: getattr(value, name) for name in names}, make, is_sure=is_sure)
     is_plain = _is_typed_dict(cls) or not {str, int, float, list, dict} & {*cls.__mro__[1:]} or cls is bool
     return None if is_plain else Form(cls, plain_copy, cls)
 
@@ -350,10 +352,6 @@ def _is_made_of_fields_only(cls: Any, names: Mapping[str, str | None]) -> bool:
     )
 
 
-def _field_parts(names: Sequence[str], value: Any) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in names}
-
-
 def _of_fields(cls: Any, names: Mapping[str, str | None], parts: Any) -> Any:
     if not is_dict(parts):
         raise TypeError(f"it is made of fields, and not of a {type(parts).__name__}")
@@ -365,14 +363,6 @@ def _of_fields(cls: Any, names: Mapping[str, str | None], parts: Any) -> Any:
         if known is None and name in parts:
             object.__setattr__(made, name, parts[name])  # its class may be frozen
     return made
-
-
-def _model_parts(value: Any) -> Any:
-    return value.model_dump(mode="json", by_alias=False, round_trip=True, warnings="error")
-
-
-def _model_of(cls: Any, parts: Any) -> Any:
-    return cls.model_validate_json(codec.to_json(parts), by_alias=False, by_name=True)
 
 
 def _named(cls: Any) -> str:

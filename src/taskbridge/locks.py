@@ -42,28 +42,22 @@ def RLock() -> threading.RLock:
     return lock
 
 
-class Condition(threading.Condition):
+class _Surviving:
+    def __init__(self) -> None:
+        super().__init__()
+        _living.add(self)
+
+
+class Condition(_Surviving, threading.Condition):
     """A condition that is free, and that nobody waits for, in a forked child."""
 
-    def __init__(self, lock: Any = None) -> None:
-        super().__init__(lock)
-        _living.add(self)
 
-
-class Event(threading.Event):
+class Event(_Surviving, threading.Event):
     """An event that can be set and waited for in a forked child; it stays set or not as it was."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        _living.add(self)
 
-
-class Local(threading.local):
+class Local(_Surviving, threading.local):
     """A thread-local that is empty in a forked child; `__init__` runs once in each thread, as in `threading.local`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        _living.add(self)
 
     def _at_fork_reinit(self) -> None:
         self.__dict__.clear()  # of the only thread there is

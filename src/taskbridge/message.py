@@ -231,7 +231,8 @@ class Message:
         values = _rare_values(self)
         if values == _USUAL:
             return f"{text}}}"
-        rare = {name: value for name, value in zip(_BY_DICT, values, strict=True) if value != _DEFAULTS[name]}
+        named = zip(_BY_DICT, values, _USUAL, strict=True)
+        rare = {name: value for name, value, usual in named if value != usual}
         if self.error is not None:
             rare["error"] = [self.error.type, self.error.message]
         return f"{text},{codec.to_json(rare)[1:]}"
@@ -374,6 +375,11 @@ def is_place(value: object) -> TypeGuard[str]:
     return found is not None and is_id(found[1]) and (found[2] is None or int(found[2]) < int(found[3]))
 
 
+def flags_of(place: str) -> str:
+    """Return the flags of a step's place in a flow; see `stores.steps.Place`."""
+    return place.split("\t", 5)[4]
+
+
 _text, _count, _flag = _reading(_is_text), _reading(_is_of(int)), _reading(_is_of(bool))
 _time, _time_or_none = _reading(_is_of(int, float)), _reading(_is_of(int, float, NoneType))
 _hash: Final = _reading(lambda value: isinstance(value, str) and _HASH.fullmatch(value) is not None)
@@ -419,21 +425,11 @@ _RARE: Final[Mapping[str, Callable[[Any, str], Any]]] = {
 }
 """The fields that few messages have, in the order in which they are written, and what reads each."""
 
-_DEFAULTS: Final[Mapping[str, Any]] = dict.fromkeys(_RARE, 0) | {
-    "expires_at": None,
-    "headers": {},
-    "error": None,
-    "waits_since": None,
-    "due_at": None,
-    "unique": "",
-    "digest": "",
-    "relayed": False,
-    "keeps_call": False,
-    "flow": "",
-}
 _BY_DICT: Final = tuple(name for name in _RARE if name != "unique")  # which is written by hand
-_USUAL: Final = tuple(_DEFAULTS[name] for name in _BY_DICT)
 _rare_values: Final = attrgetter(*_BY_DICT)
+_USUAL: Final[tuple[Any, ...]] = _rare_values(
+    Message(id="", task="", queue="", args_json="[]", kwargs_json="{}", enqueued_at=0.0)
+)
 
 
 RAW: Final = "raw-"  # what the ids of dead letters begin with that could not be read

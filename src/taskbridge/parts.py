@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from taskbridge import locks
 from taskbridge.exceptions import NotInstalledError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from taskbridge.brokers.base import Broker, Wire
     from taskbridge.engines.base import Engine
+    from taskbridge.engines.inline import InlineEngine
     from taskbridge.observing import Observer
     from taskbridge.pauses import Pauses
     from taskbridge.settings import Settings
@@ -74,14 +75,12 @@ class Parts:
 
         It is imported and made in a block of `locks.no_fork`, so that a forked child can do it too.
         """
-        found: T | None = self._made.get(name)
-        if found is None:
+        if (found := self._made.get(name)) is None:
             with locks.no_fork(), self._lock:
                 if name not in self._made:
                     self._made[name] = make()
-                made: T = self._made[name]
-                return made
-        return found
+                found = self._made[name]
+        return cast("T", found)
 
     def now(self) -> float:
         """Return the time, in seconds since the epoch; see `clock`."""
@@ -94,9 +93,7 @@ class Parts:
 
     def _make_clock(self) -> Callable[[], float]:
         if self.settings.url.engine == "inline":
-            engine: Any = self.engine
-            clock: Callable[[], float] = engine.clock.now
-            return clock
+            return cast("InlineEngine", self.engine).clock.now
         store = self.store
         return time.time if store is None or store.clock is None else store.clock
 
@@ -141,8 +138,7 @@ class Parts:
     def broker_for(self, wire: Wire[Any]) -> Broker:
         """Return another connection to the broker, for the words of some engine; whoever asks for it closes it."""
         module = import_module(_module("taskbridge.brokers", self.settings.url.broker))
-        broker: Broker = module.connect(self.settings, wire)
-        return broker
+        return cast("Broker", module.connect(self.settings, wire))
 
     @property
     def store(self) -> Store | None:
@@ -180,8 +176,7 @@ class Parts:
     def _make_engine(self) -> Engine:
         name = _module("taskbridge.engines", self.settings.url.engine)
         with _libraries():
-            engine: Engine = import_module(f"{name}.app").make_engine(self)
-            return engine
+            return cast("Engine", import_module(f"{name}.app").make_engine(self))
 
     @property
     def native(self) -> Any:
@@ -221,8 +216,7 @@ def _open_store(settings: Settings, now: Callable[[], float]) -> Store | None:
     clock = {"now": now} if scheme == "memory" else {}  # a server has its own
     with _libraries():
         module = import_module(plugins(STORE_PLUGINS)[scheme] if own is None else f"taskbridge.stores.{own}")
-        store: Store = module.open_store(settings, url, **clock)
-        return store
+        return cast("Store", module.open_store(settings, url, **clock))
 
 
 @contextmanager

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from random import uniform
 from threading import Thread
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 from taskbridge import codec, exceptions, locks
 from taskbridge.context import running
@@ -45,6 +45,38 @@ A record may be gone (evicted, or lost with its server), and so may the word tha
 """
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Awaited(Generic[T]):
+    """A message or a flow that somebody waits for until it is final.
+
+    Attributes:
+        id: Its id.
+        kind: Which of the two it is.
+        get: Asks the store what is known of it.
+        doing: Returns its state; None if that is final.
+        watch: Has a function called when it may be final; returns what ends that.
+        pauses: For how many seconds to wait before each look, though nobody has told.
+    """
+
+    id: str
+    kind: Literal["message", "flow"] = "message"
+    get: Callable[[], T]
+    doing: Callable[[T], str | None]
+    watch: Callable[[Callable[[], None]], Callable[[], None]]
+    pauses: Iterator[float]
+
+    def again(self, deadline: float) -> T | None:
+        """Return what is known if it is final, or no time is left; None if there is more to wait for."""
+        left_s = _left_s(deadline)
+        try:
+            found = self.get()
+        except exceptions.StoreUnavailable:
+            if _left_s(deadline) == 0:
+                raise
+            return None
+        return found if left_s == 0 or self.doing(found) is None else None
+
+
 class MessageResults:
     """What becomes of a bridge's messages; `Bridge.results` is one, and handles ask it."""
 
@@ -64,48 +96,64 @@ class MessageResults:
 
     def result(self, id: str, *, task: str = "", timeout: Duration | None = None) -> Any:
         """Wait for a message's end, and return what its task returned; see `Handle.result`."""
-        deadline = deadline_of(timeout)
-        records = self._bridge.recording(task, "RS1")
-        record = self._driven(records, id)
-        if record.state in FINAL:
-            return self._outcome(record)
-        woken, pauses = locks.Event(), self._pauses(records, id)
-        end_watch = records.watch(id, woken.set)
-        try:
-            while True:
-                woken.clear()
-                if (found := self._again(records, id, deadline)) is not None:
-                    return self._outcome(found)
-                woken.wait(min(_left_s(deadline), next(pauses)))
-        finally:
-            end_watch()
+        return self._outcome(self.ended(partial(self._awaited, id, task), timeout))
 
     async def aresult(self, id: str, *, task: str = "", timeout: Duration | None = None) -> Any:
         """Do as `result` without blocking the event loop, and without holding a thread while it waits."""
+        return self._outcome(await self.aended(partial(self._awaited, id, task), timeout))
+
+    def _awaited(self, id: str, task: str) -> Awaited[Status]:
+        records = self._bridge.recording(task, "RS1")
+        return Awaited(
+            id=id,
+            get=lambda: self._get(records, id),
+            doing=lambda record: None if record.state in FINAL else record.state,
+            watch=partial(records.watch, id),
+            pauses=self._pauses(records, id),
+        )
+
+    def ended(self, make: Callable[[], Awaited[T]], timeout: Duration | None) -> T:
+        """Wait until something is final, and return it; if it is not in time, as it is then."""
+        deadline = deadline_of(timeout)
+        awaited = make()
+        if awaited.doing(found := self._driven(awaited)) is None:
+            return found
+        woken = locks.Event()
+        end_watch = awaited.watch(woken.set)
+        try:
+            while True:
+                woken.clear()
+                if (last := awaited.again(deadline)) is not None:
+                    return last
+                woken.wait(min(_left_s(deadline), next(awaited.pauses)))
+        finally:
+            end_watch()
+
+    async def aended(self, make: Callable[[], Awaited[T]], timeout: Duration | None) -> T:
+        """Do as `ended` without blocking the event loop, and without holding a thread while it waits."""
         import asyncio  # here, for a program that doesn't await need not import it (30 ms)
 
         deadline = deadline_of(timeout)
-        records = await self.aside(lambda: self._bridge.recording(task, "RS1"))  # the first time, that imports a client
+        awaited = await self.aside(make)  # the first time, that imports a client
         # On inline this may run tasks, which may take any time, or be inside one: it needs a thread of its own.
         ask = asyncio.to_thread if self._bridge.settings.url.engine == "inline" else self.aside
-        record = await ask(lambda: self._driven(records, id))
-        if record.state in FINAL:
-            return self._outcome(record)
-        loop, woken, pauses = asyncio.get_running_loop(), asyncio.Event(), self._pauses(records, id)
+        if awaited.doing(found := await ask(lambda: self._driven(awaited))) is None:
+            return found
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any longer
                 loop.call_soon_threadsafe(woken.set)
 
-        watch = loop.run_in_executor(self._threads.get(), records.watch, id, wake)
+        watch = loop.run_in_executor(self._threads.get(), awaited.watch, wake)
         try:
             await asyncio.shield(watch)
             while True:
                 woken.clear()
-                if (found := await self.aside(partial(self._again, records, id, deadline))) is not None:
-                    return self._outcome(found)
+                if (last := await self.aside(partial(awaited.again, deadline))) is not None:
+                    return last
                 with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(woken.wait(), min(_left_s(deadline), next(pauses)))
+                    await asyncio.wait_for(woken.wait(), min(_left_s(deadline), next(awaited.pauses)))
         finally:
             watch.add_done_callback(self._end_watch)  # it may still be beginning, if this task was cancelled
 
@@ -149,27 +197,15 @@ class MessageResults:
     def _members(self, *part: Any) -> Sequence[Any]:
         return self._bridge.flows.members(*part)  # imported only if a result is one of a group
 
-    def _again(self, records: Records, id: str, deadline: float) -> Status | None:
-        """Return the record if it is final, or no time is left; None if there is more to wait for."""
-        left_s = _left_s(deadline)
-        try:
-            record = self._get(records, id)
-        except exceptions.StoreUnavailable:
-            if _left_s(deadline) == 0:
-                raise
-            return None
-        return record if record.state in FINAL or left_s == 0 else None
-
-    def _driven(self, records: Records, id: str) -> Status:
-        """Return the record, after what waits has been run where nobody else would."""
-        record, drives = self._get(records, id), self._bridge.settings.url.engine == "inline"
-        if record.state in FINAL or not drives or running.get() is not None:
-            return record
-        nothing_is_left = self._bridge.run_until(lambda: self._get(records, id).state in FINAL)
-        record = self._get(records, id)
-        if nothing_is_left and record.state not in FINAL:
-            raise exceptions.ResultTimeout(id, record.state, "and nothing is left to run")
-        return record
+    def _driven(self, awaited: Awaited[T]) -> T:
+        """Return what is awaited, after what waits has been run where nobody else would."""
+        found, drives = awaited.get(), self._bridge.settings.url.engine == "inline"
+        if awaited.doing(found) is None or not drives or running.get() is not None:
+            return found
+        nothing_is_left = self._bridge.run_until(lambda: awaited.doing(awaited.get()) is None)
+        if (state := awaited.doing(found := awaited.get())) is not None and nothing_is_left:
+            raise exceptions.ResultTimeout(awaited.id, state, "and nothing is left to run", kind=awaited.kind)
+        return found
 
     def _end_watch(self, watch: asyncio.Future[Callable[[], None]]) -> None:
         """End a watch that has begun, in a thread, for it may have to tell the store."""
@@ -234,14 +270,8 @@ def outcome_of(record: Status, declaration: Declaration | None) -> Any:
             raise exceptions.TaskDiscarded(id=record.id, task=record.task, reason=record.reason)
         case _:
             error = record.error or ErrorInfo(type="", message="")
-            raise exceptions.TaskFailed(
-                id=record.id,
-                task=record.task,
-                reason=record.reason,
-                type=error.type,
-                message=error.message,
-                traceback=record.traceback,
-            )
+            told = {"type": error.type, "message": error.message, "traceback": record.traceback}
+            raise exceptions.TaskFailed(id=record.id, task=record.task, reason=record.reason, **told)
 
 
 def shown(record: Status, now: float) -> Status:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from fnmatch import fnmatchcase
 from typing import Final, Literal, NamedTuple
 
 from taskbridge.exceptions import UnknownQueue
@@ -64,10 +63,6 @@ class Route(NamedTuple):
 
     pattern: str
     queue: str
-
-    def matches(self, task: str) -> bool:
-        """Return whether the rule is for this task; upper and lower case differ."""
-        return fnmatchcase(task, self.pattern)
 
 
 def check_known(queue: str, known: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from taskbridge.context import running
 from taskbridge.declaration import Declaration
 from taskbridge.exceptions import Cancelled, DecodeError, EncodeError, UnsupportedError, WorkerLost
 from taskbridge.hooks import Event, Hooks
-from taskbridge.message import Message
+from taskbridge.message import Message, flags_of
 from taskbridge.observing import Observer, tell
 from taskbridge.retry import (
     Become,
@@ -49,8 +49,7 @@ ENDS_S: Final = ORDERLY_S + 1.5  # how long it may take to end in order: then it
 _STDERR: Final = 2  # the file descriptor; Celery puts something in the place of `sys.stderr` that has none
 
 
-def _hears_nothing(*_: object) -> None:
-    """Do nothing."""
+def _hears_nothing(*_: object) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -125,7 +124,7 @@ class Runner:
         finally:
             running.reset(token)
         done = self._done(value)
-        if done.problem and message.flow and "r" in message.flow.split("\t", 5)[4]:  # what follows can't have it
+        if done.problem and message.flow and "r" in flags_of(message.flow):  # what follows can't have it
             return Dead("gave_up", EncodeError("result", done.problem))
         return done
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -111,19 +111,19 @@ class _Pending:
 
 
 class Sending:
-    """Sends the messages of a bridge's tasks. Threads share it."""
+    """Sends the messages of a bridge's tasks. Threads share it.
+
+    Attributes:
+        bridge: Whose messages it sends.
+        diverted: What takes messages in the place of the broker, unrecorded; see `Bridge.divert`.
+    """
 
     def __init__(self, bridge: Bridge) -> None:
-        self._bridge = bridge
+        self.bridge = bridge
         self._hooks = bridge.hooks
         self._observers = bridge.observers
         self._ways: dict[str, _Way] = {}
-        self._diverted: Broker | None = None
-
-    @property
-    def bridge(self) -> Bridge:
-        """Whose messages it sends."""
-        return self._bridge
+        self.diverted: Broker | None = None
 
     def flow_of(self, call: Call[R]) -> Flow[R]:
         """Return a call as a flow of one step."""
@@ -135,20 +135,9 @@ class Sending:
         """Return itself: a copy of a call is sent by the same one."""
         return self
 
-    @contextmanager
-    def divert(self, broker: Broker) -> Generator[None, None, None]:
-        """Hand messages to another broker, and record none, while the block runs."""
-        former, self._diverted = self._diverted, broker
-        self.forget()
-        try:
-            yield
-        finally:
-            self._diverted = former
-            self.forget()
-
     def _now(self) -> float:
-        is_asked = self._diverted is None or self._bridge.settings.url.engine == "inline"
-        return self._bridge.now() if is_asked else time.time()  # a store that need not be there has the time
+        is_asked = self.diverted is None or self.bridge.settings.url.engine == "inline"
+        return self.bridge.now() if is_asked else time.time()  # a store that need not be there has the time
 
     def forget(self) -> None:
         """Learn anew where messages go: settings, tasks or connections have changed."""
@@ -160,8 +149,8 @@ class Sending:
         return self._made_way(declaration) if way is None else way
 
     def _made_way(self, declaration: Declaration) -> _Way:
-        bridge, ways, settings = self._bridge, self._ways, self._bridge.settings
-        diverted = self._diverted
+        bridge, ways, settings = self.bridge, self._ways, self.bridge.settings
+        diverted = self.diverted
         broker = bridge.broker if diverted is None else diverted
         records = bridge.records_of(declaration.name) if diverted is None else None
         store = None if records is None else bridge.store
@@ -187,7 +176,7 @@ class Sending:
     def send_call(self, call: Call[R], *, when: When | None) -> Handle[R]:
         """Send one call, now or later; what `Task.send` and `Task.schedule` do."""
         way = self.way(call.declaration)
-        wait_s = 0.0 if when is None else _wait_s(when, self._now)
+        wait_s = 0.0 if when is None else self.wait_s(when)
         message = self._message(way, call, wait_s)
         if when is not None and way.unique is not None and way.unique.debounce_s is not None:
             raise ValueError(f"task {message.task!r} is debounced, which says when it starts: use send, not schedule")
@@ -204,8 +193,8 @@ class Sending:
 
     async def aside(self, act: Callable[[], T], commit: Committing = ...) -> T:
         """Do what sends in a thread: in that of the caller's transactions, if it may wait for one."""
-        commit = self._bridge.settings.commit if commit is ... else commit
-        sends = self._bridge.transactions if commit is None or isinstance(commit, tuple) else commit.sends
+        commit = self.bridge.settings.commit if commit is ... else commit
+        sends = self.bridge.transactions if commit is None or isinstance(commit, tuple) else commit.sends
         return await (in_thread(act) if commit is None or sends is None else sends.aside(act))
 
     def send_tick(self, call: Call[Any], *, id: str, headers: dict[str, str]) -> None:
@@ -228,7 +217,7 @@ class Sending:
         args_json, kwargs_json, form = call.encoded()
         expires = way.expires_s if options.expires is None else options.expires
         unique = digest = ""
-        if way.unique is not None or (options.id is not None and self._diverted is None):
+        if way.unique is not None or (options.id is not None and self.diverted is None):
             unique, digest, form = self._keys(way, call, form)
         message = Message(
             id=new_id() if options.id is None else options.id,
@@ -247,9 +236,9 @@ class Sending:
             due_at=now + wait_s if wait_s > 0 else None,
         )
         if options.queue is not None:
-            check_known(options.queue, self._bridge.queues())
+            check_known(options.queue, self.bridge.queues())
         if way.has_quorum:
-            check_priority(self._bridge, message.task, message.queue, message.priority)
+            check_priority(self.bridge, message.task, message.queue, message.priority)
         return message
 
     def _keys(self, way: _Way, call: Call[Any], form: int) -> tuple[str, str, int]:
@@ -257,14 +246,14 @@ class Sending:
         if way.records is None:
             rule, what = ("U6", "ids of one's own") if way.unique is None else ("U1", "unique tasks")
             remedy = "set one (TASKBRIDGE_STORE=redis://localhost:6379/0, say), and leave out results=False"
-            raise UnsupportedError(rule, self._bridge.settings.url.target, f"{what} need a store; {remedy}")
+            raise UnsupportedError(rule, self.bridge.settings.url.target, f"{what} need a store; {remedy}")
         unique = "" if way.unique is None else way.unique.held_by(call)
         # A release that knows nothing of that would not look whether another message has replaced it, say.
         form = TYPED_FORM if unique[:1] in STARTS_IN_ORDER else form
         return unique, "" if call.options.id is None else digest_of(call), form
 
     def _send(self, way: _Way, message: Message, call: Call[Any], wait_s: float) -> Handle[Any]:
-        if self._observers and self._diverted is None:
+        if self._observers and self.diverted is None:
             from taskbridge.observing import sending  # here, for few processes have observers
 
             with sending(self._observers, [message]):
@@ -285,19 +274,18 @@ class Sending:
 
     def wait_s(self, when: When) -> float:
         """Return in how many seconds a time is; raise `ValueError` if it is none for a delay."""
-        return _wait_s(when, self._now)
-
-    @property
-    def diverted(self) -> Broker | None:
-        """What takes messages in the place of the broker; see `divert`."""
-        return self._diverted
+        # Only an instant needs the time: where nothing is recorded, the store is not asked for it without need.
+        wait_s = delay_s(when, now=self._now() if isinstance(when, datetime) else 0.0, name="when")
+        if wait_s > LONGEST_DELAY_S:
+            raise ValueError(f"a delay is at most 8 years, not {when!r}")
+        return wait_s
 
     def holds(self, act: Callable[[], object]) -> bool:
         """Have something done when the open transactions are committed for which sends wait; False if none is open.
 
         Raises `UnsupportedError` if sends are to go into the outbox of an application that has one open.
         """
-        names, sends = self._bridge.settings.commit, self._bridge.transactions
+        names, sends = self.bridge.settings.commit, self.bridge.transactions
         if names is None or sends is None:
             return False
         from taskbridge.transactions import OUTBOX  # here, as in `_holding`
@@ -306,7 +294,7 @@ class Sending:
         databases = [*sends.open_on(("default",) if is_for_outbox else names)]
         if databases and is_for_outbox:
             problem = "a flow is no part of an application's outbox: send it when the transaction is committed"
-            target = self._bridge.settings.url.target
+            target = self.bridge.settings.url.target
             raise UnsupportedError("OB1", target, f"{problem} (transaction.on_commit(flow.send))")
         left = len(databases)
 
@@ -327,7 +315,7 @@ class Sending:
 
         Raises `UnsupportedError` if the bridge knows no transactions, or has no store for what an outbox publishes.
         """
-        bridge = self._bridge
+        bridge = self.bridge
         if commit is ...:
             commit = bridge.settings.commit
         if commit is None:
@@ -336,7 +324,7 @@ class Sending:
 
         names, sends = (commit, bridge.transactions) if isinstance(commit, tuple) else (commit.names, commit.sends)
         is_for_outbox = names == OUTBOX
-        if is_for_outbox and self._diverted is not None:
+        if is_for_outbox and self.diverted is not None:
             return None
         target = bridge.settings.url.target
         if sends is None:
@@ -374,7 +362,7 @@ class Sending:
 
         way = made[0][0]
         texts = [held(message, wait_s).dumps() for _, message, _, wait_s in made]
-        sends.put(texts, self._bridge.work_is_there if way.runs_here else None)
+        sends.put(texts, self.bridge.work_is_there if way.runs_here else None)
         self._call_after_send(made)
 
     def relay(self, messages: Sequence[Message], lefts: Sequence[float], *, timeout_s: float) -> None:
@@ -387,8 +375,8 @@ class Sending:
             BrokerUnavailable: None was.
         """
         began = monotonic()
-        ways = [self.way(cast("Declaration", self._bridge.declaration_of(each.task))) for each in messages]
-        now = self._bridge.now()
+        ways = [self.way(cast("Declaration", self.bridge.declaration_of(each.task))) for each in messages]
+        now = self.bridge.now()
         waits = [
             now + left_s - each.enqueued_at if left_s > 0 else 0.0 for each, left_s in zip(messages, lefts, strict=True)
         ]
@@ -396,7 +384,7 @@ class Sending:
             records = [way.records for way in ways]
             _publish_recorded(ways[0], [*zip(messages, records, waits, lefts, strict=True)])
         else:
-            claims = cast("Store", self._bridge.store).claims  # also of tasks that are not recorded any more
+            claims = cast("Store", self.bridge.store).claims  # also of tasks that are not recorded any more
             ways = [replace(way, claims=claims) for way in ways]
             intents = [_intent(*each) for each in zip(ways, messages, waits, lefts, strict=True)]
             outcomes, error = self._claim(ways[0], intents, began + timeout_s)
@@ -429,14 +417,14 @@ class Sending:
         return self._handle(message, holder)
 
     def _claim_many(
-        self, made: Sequence[_Made], left_s: Callable[[_Made], float]
+        self, made: Sequence[_Made], *, is_late: bool
     ) -> tuple[dict[int, Outcome], BrokerUnavailable | None]:
         """Do so with many, up to 100 at a time; return what `_claim` does."""
         outcomes: dict[int, Outcome] = {}
         error: BrokerUnavailable | None = None
         for start in range(0, len(made), _CLAIMED_TOGETHER):
             part = made[start : start + _CLAIMED_TOGETHER]
-            intents = [_intent(each[0], each[1], each[3], left_s(each)) for each in part]
+            intents = [_intent(each[0], each[1], each[3], _left_s(each, is_late)) for each in part]
             found, error = self._claim(part[0][0], intents, monotonic() + part[0][0].timeout_s)
             outcomes |= {start + index: outcome for index, outcome in found.items()}
             if error is not None:
@@ -453,14 +441,11 @@ class Sending:
             What became of each message, by its index, and what kept the others from being decided about, or published:
             these are in the outbox.
         """
-        claims = cast("Claims", way.claims)
-        outcomes, error = claims.send(intents, timeout_s=deadline - monotonic(), are_held=are_held)
-        return (outcomes, error) if way.goes_along else self._give_claimed(intents, outcomes, error, deadline)
-
-    def _give_claimed(
-        self, intents: Sequence[Intent], outcomes: dict[int, Outcome], error: BrokerUnavailable | None, deadline: float
-    ) -> tuple[dict[int, Outcome], BrokerUnavailable | None]:
-        """Publish what the outbox holds of new messages; return what `_claim` does."""
+        error: BrokerUnavailable | None
+        timeout_s = deadline - monotonic()
+        outcomes, error = cast("Claims", way.claims).send(intents, timeout_s=timeout_s, are_held=are_held)
+        if way.goes_along:
+            return outcomes, error
         held = {
             index: intents[index].entry()
             for index, each in sorted(outcomes.items())
@@ -468,7 +453,7 @@ class Sending:
         }
         if held:
             try:
-                self._bridge.relay.publish(list(held.values()), timeout_s=max(0.001, deadline - monotonic()))
+                self.bridge.relay.publish(list(held.values()), timeout_s=max(0.001, deadline - monotonic()))
             except BrokerUnavailable as exc:
                 problem = f"{exc.problem}; it is in the outbox, and is sent when the broker is back"
                 error = BrokerUnavailable(problem, maybe_taken=True)
@@ -498,13 +483,13 @@ class Sending:
     def _sent(self, made: Sequence[_Made]) -> None:
         self._call_after_send(made)
         if made and made[0][0].runs_here:
-            self._bridge.work_is_there()
+            self.bridge.work_is_there()
 
     def _handle(self, message: Message, holder: Status | None = None) -> Handle[Any]:
         """Return the handle of a message, or of the one that holds its key or id."""
         if holder is not None:
-            return Handle(id=holder.id, task=holder.task, queue=holder.queue, is_new=False, bridge=self._bridge)
-        return Handle(id=message.id, task=message.task, queue=message.queue, bridge=self._bridge)
+            return Handle(id=holder.id, task=holder.task, queue=holder.queue, is_new=False, bridge=self.bridge)
+        return Handle(id=message.id, task=message.task, queue=message.queue, bridge=self.bridge)
 
     def send_many(self, calls: Iterable[Call[R]], *, commit: Committing = ...) -> list[Handle[R]]:
         """Send any number of calls of any tasks in pipelined batches; see `Bridge.send_many`.
@@ -538,7 +523,7 @@ class Sending:
         return await self.aside(lambda: self.send_many(calls, commit=commit), ())
 
     def _give(self, drawn: Sequence[_Made], *, is_late: bool = False) -> list[Status | None]:
-        if drawn and self._observers and self._diverted is None:
+        if drawn and self._observers and self.diverted is None:
             from taskbridge.observing import sending  # here, as above
 
             with sending(self._observers, [made[1] for made in drawn]):
@@ -553,10 +538,9 @@ class Sending:
         Raises `SendError` if something was not sent; but that another message holds a key or an id is only logged if
         it is late, for the sender has gone on.
         """
-        left_s = _left_s if is_late else _whole_s
         made = [each for each in drawn if not each[1].is_claimed]
         keyed = [each for each in drawn if each[1].is_claimed]
-        outcomes, error = self._claim_many(keyed, left_s)
+        outcomes, error = self._claim_many(keyed, is_late=is_late)
         conflicts = {index: _conflict(*keyed[index][:2], each) for index, each in sorted(outcomes.items())}
         cause: TaskBridgeError | None = error
         if cause is None and not is_late:
@@ -565,7 +549,7 @@ class Sending:
         maybe_taken = getattr(cause, "maybe_taken", False)
         for index, conflict in conflicts.items() if is_late else ():
             _log_conflict(conflict, keyed[index][1])
-        for batch in _batches([(each, left_s(each)) for each in made]):
+        for batch in _batches([(each, _left_s(each, is_late)) for each in made]):
             if isinstance(cause, BrokerUnavailable):
                 break
             taken: Iterable[int] = range(len(batch))
@@ -596,15 +580,10 @@ def _debounced_s(way: _Way, wait_s: float) -> float:
     return wait_s if way.unique is None or way.unique.debounce_s is None else way.unique.debounce_s
 
 
-def _whole_s(made: _Made) -> float:
-    """Return the delay of a message that is sent now."""
-    return made[3]
-
-
-def _left_s(made: _Made) -> float:
-    """Return what is left of the delay of a message, which counts from the call."""
+def _left_s(made: _Made, is_late: bool) -> float:
+    """Return the delay of a message; of one that is late what is left of it, which counts from the call."""
     way, message, _, wait_s = made
-    return max(0.0, message.enqueued_at + wait_s - way.clock()) if wait_s > 0 else 0.0
+    return max(0.0, message.enqueued_at + wait_s - way.clock()) if is_late and wait_s > 0 else wait_s
 
 
 def _batches(made: Sequence[tuple[_Made, float]]) -> Iterator[Sequence[tuple[_Made, float]]]:
@@ -644,14 +623,6 @@ def _log_conflict(conflict: TaskBridgeError | None, message: Message) -> None:
 def _event(name: Literal["before_send", "after_send"], message: Message, call: Call[Any], wait_s: float) -> Event:
     arguments_of = partial(call.declaration.bound, call.args, call.kwargs)
     return Event(name=name, message=message, delay_s=wait_s, arguments_of=arguments_of)
-
-
-def _wait_s(when: When, now: Callable[[], float]) -> float:
-    # Only an instant needs the time: where nothing is recorded, the store is not asked for it without need.
-    wait_s = delay_s(when, now=now() if isinstance(when, datetime) else 0.0, name="when")
-    if wait_s > LONGEST_DELAY_S:
-        raise ValueError(f"a delay is at most 8 years, not {when!r}")
-    return wait_s
 
 
 def _expires_at(expires: Duration | datetime, now: Callable[[], float]) -> float:

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
@@ -265,10 +266,6 @@ def _queue(item: Any) -> Queue:
     return Queue(name, type=check_queue_type(kind) if equals else None)
 
 
-def _routes(value: Any) -> tuple[Route, ...]:
-    return tuple(_route(item) for item in _words(value))
-
-
 def _route(item: Any) -> Route:
     if isinstance(item, str):
         pattern, equals, queue = (part.strip() for part in item.partition("="))
@@ -292,10 +289,6 @@ def _seconds(value: Any) -> float:
 
 def _duration(value: Any) -> float:
     return positive(_seconds(value), name="it")
-
-
-def _ttl(value: Any) -> float | None:
-    return None if value is None or value == "none" else _duration(value)
 
 
 def _count(value: Any, *, least: int = 0, unit: str = "") -> int:
@@ -422,7 +415,7 @@ class Settings:
     namespace: str = _setting("taskbridge", _namespace)
     default_queue: str = _setting("default", check_queue_name)
     queues: tuple[Queue, ...] = _setting((), _queues)
-    routes: tuple[Route, ...] = _setting((), _routes)
+    routes: tuple[Route, ...] = _setting((), lambda value: tuple(map(_route, _words(value))))
     retry: RetryPolicy = _setting(RetryPolicy(), _retry)
     send_timeout_s: float = _setting(5.0, _duration)
     lease_s: float = _setting(60.0, _duration)
@@ -432,7 +425,7 @@ class Settings:
     requeue_pause_s: float = _setting(1.0, _duration)
     dead_ttl_s: float = _setting(7 * 86400.0, _duration)
     max_message_bytes: int = _setting(1024 * 1024, partial(_count, least=1, unit=" of bytes"))
-    result_ttl_s: float | None = _setting(86400.0, _ttl)
+    result_ttl_s: float | None = _setting(86400.0, lambda value: None if value in (None, "none") else _duration(value))
     schedules: tuple[Schedule, ...] = _setting((), _schedules)
     scheduler: bool = _setting(True, _switch)
     fast: bool = _setting(True, _switch)
@@ -444,7 +437,7 @@ class Settings:
 
     def route_of(self, task: str) -> Route | None:
         """Return the route that decides about a task, if one does (rule Q1)."""
-        return next((route for route in self.routes if route.matches(task)), None)
+        return next((route for route in self.routes if fnmatchcase(task, route.pattern)), None)
 
     @property
     def goes_along(self) -> bool:

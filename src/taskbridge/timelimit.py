@@ -82,13 +82,7 @@ class _Watchdog:
         self._watches: set[_Watch] = set()
         self._more: SimpleQueue[None] = SimpleQueue()
         self._firing = locks.Lock()
-        self._thread = threading.Thread(target=self._run, name="taskbridge-time-limit", daemon=True)
-        self._thread.start()
-
-    @property
-    def usable(self) -> bool:
-        """Whether its thread runs: a forked child has none."""
-        return self._thread.is_alive()
+        threading.Thread(target=self._run, name="taskbridge-time-limit", daemon=True).start()
 
     def add(self, limit_s: float) -> _Watch:
         watch = _Watch(monotonic() + limit_s, threading.get_ident())
@@ -116,21 +110,13 @@ class _Watchdog:
                     raise_in_thread(watch.thread_id, TimeLimitExceeded)
 
 
-_lock = locks.Lock()
-_watchdogs: list[_Watchdog] = []
-
-
-def _watchdog() -> _Watchdog:
-    with _lock:
-        if not _watchdogs or not _watchdogs[-1].usable:
-            _watchdogs[:] = [_Watchdog()]
-        return _watchdogs[-1]
+_watchdog: Final = locks.PerProcess(_Watchdog)
 
 
 @contextmanager
 def limited(limit_s: float) -> Generator[None, None, None]:
     """Raise `TimeLimitExceeded` in this thread when the block takes longer than this."""
-    watchdog = _watchdog()
+    watchdog = _watchdog.get()
     watch = watchdog.add(limit_s)
     try:
         yield

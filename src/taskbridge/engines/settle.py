@@ -32,7 +32,7 @@ from taskbridge.engines.cancellations import Cancellations
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NoSuchRecord, WorkerLost, nearest
 from taskbridge.hooks import Event, HookName
 from taskbridge.logs import OncePerMinute, logger, say
-from taskbridge.message import DeadLetter, Message, is_id
+from taskbridge.message import DeadLetter, Message, flags_of, is_id
 from taskbridge.observing import tell
 from taskbridge.pauses import Pauses
 from taskbridge.probe import ANSWER_LIFE_S, PROBE, answer_sign
@@ -54,7 +54,6 @@ from taskbridge.settings import Settings
 from taskbridge.stores.base import Claim, Marks
 from taskbridge.stores.records import FINAL, Ending, Records, State, Status
 from taskbridge.stores.states import Row
-from taskbridge.stores.steps import flags_of
 from taskbridge.stores.transitions import latest, wait_s
 from taskbridge.vitals import Ended
 

@@ -7,19 +7,7 @@ from dataclasses import dataclass, replace
 from inspect import formatannotation, unwrap
 from itertools import chain, islice
 from types import UnionType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Final,
-    Literal,
-    TypeVar,
-    Union,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
 from taskbridge.context import running
 from taskbridge.exceptions import NoCurrentTaskError, TaskBridgeError
@@ -287,8 +275,8 @@ _WIDER: Final[dict[Any, Any]] = {float: (int, float), complex: (int, float, comp
 def _may_fit(given: Any, wanted: Any) -> bool:
     """Return whether a value that one hint tells of may be one that the other tells of; True if that is not clear."""
     one, other = (get_origin(hint) or hint for hint in (given, wanted))
-    kinds = (one, other)
-    if Any in kinds or Union in kinds or UnionType in kinds or not all(isinstance(kind, type) for kind in kinds):
+    kinds = one, other
+    if Any in kinds or UnionType in kinds or not all(isinstance(kind, type) for kind in kinds):  # `Union` is no type
         return True
     try:
         return issubclass(one, _WIDER.get(other, other)) or issubclass(other, one)

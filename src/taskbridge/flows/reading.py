@@ -5,19 +5,18 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import cache, partial
+from itertools import repeat
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from taskbridge import codec, exceptions, locks
-from taskbridge.context import running
+from taskbridge import codec, exceptions
 from taskbridge.durations import Duration, moment
 from taskbridge.flows.plan import FlowRow, Group, end_of, plan_key, plan_of, row_key, step_id, unpacked
 from taskbridge.flows.results import Results, read_by
 from taskbridge.flows.states import FINAL, FlowState, FlowStatus, Outcome
-from taskbridge.results import deadline_of, value_of
+from taskbridge.results import Awaited, value_of
 from taskbridge.stores import states
 from taskbridge.stores.backend import Listed
 from taskbridge.stores.states import Status
@@ -256,66 +255,17 @@ class Reading:
 
     def result(self, id: str, *, timeout: Duration | None = None) -> Any:
         """Wait for a flow's end, and return what its last step has returned; see `FlowHandle.result`."""
-        deadline, row = deadline_of(timeout), self._driven(id)
-        if row["state"] in FINAL:
-            return self._outcome(id, row)
-        woken = locks.Event()
-        end_watch = self._backend.watch(row_key(id), woken.set)
-        try:
-            while True:
-                woken.clear()
-                left_s = deadline - monotonic()
-                if (row := self._again(id, row, left_s))["state"] in FINAL or left_s <= 0:
-                    return self._outcome(id, row)
-                woken.wait(max(0.0, min(left_s, _LOOK_AGAIN_S)))
-        finally:
-            end_watch()
+        return self._outcome(id, self._bridge.results.ended(partial(self._awaited, id), timeout))
 
     async def aresult(self, id: str, *, timeout: Duration | None = None) -> Any:
         """Do as `result` without blocking the event loop, and without holding a thread while it waits."""
-        import asyncio  # here, for a program that doesn't await need not import it
+        results = self._bridge.results
+        row = await results.aended(partial(self._awaited, id), timeout)
+        return await results.aside(lambda: self._outcome(id, row))
 
-        deadline, aside = deadline_of(timeout), self._bridge.results.aside
-        ask = asyncio.to_thread if self._bridge.settings.url.engine == "inline" else aside
-        row = await ask(lambda: self._driven(id))
-        loop, woken = asyncio.get_running_loop(), asyncio.Event()
-
-        def wake() -> None:
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(woken.set)
-
-        end_watch = await aside(lambda: self._backend.watch(row_key(id), wake))
-        try:
-            while row["state"] not in FINAL:
-                woken.clear()
-                left_s = deadline - monotonic()
-                row = await aside(partial(self._again, id, row, left_s))
-                if row["state"] in FINAL or left_s <= 0:
-                    break
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(woken.wait(), max(0.0, min(left_s, _LOOK_AGAIN_S)))
-            return await aside(lambda: self._outcome(id, row))
-        finally:
-            await asyncio.shield(aside(end_watch))
-
-    def _again(self, id: str, row: FlowRow, left_s: float) -> FlowRow:
-        """Return a flow's row; the one that was read before, if the store is away and there is time left."""
-        try:
-            return self._known(id)
-        except exceptions.StoreUnavailable:
-            if left_s <= 0:
-                raise
-            return row
-
-    def _driven(self, id: str) -> FlowRow:
-        """Return a flow's row, after what waits has been run where nobody else would."""
-        row = self._known(id)
-        if row["state"] not in FINAL and self._bridge.settings.url.engine == "inline" and running.get() is None:
-            nothing_is_left = self._bridge.run_until(lambda: self._known(id)["state"] in FINAL)
-            row = self._known(id)
-            if nothing_is_left and row["state"] not in FINAL:
-                raise exceptions.ResultTimeout(id, row["state"], "and nothing is left to run", kind="flow")
-        return row
+    def _awaited(self, id: str) -> Awaited[FlowRow]:
+        get, watch = partial(self._known, id), partial(self._backend.watch, row_key(id))
+        return Awaited(id=id, kind="flow", get=get, doing=_doing, watch=watch, pauses=repeat(_LOOK_AGAIN_S))
 
     def _outcome(self, id: str, row: FlowRow) -> Any:
         """Return what a flow has returned; raise if it has not."""
@@ -338,3 +288,7 @@ class Reading:
                 raise exceptions.TaskCancelled(id=end.step or id, task=end.task or row["name"])
             case _:
                 raise exceptions.ResultTimeout(id, row["state"], "in time", kind="flow")
+
+
+def _doing(row: FlowRow) -> str | None:
+    return None if row["state"] in FINAL else row["state"]

@@ -62,11 +62,6 @@ class Place(NamedTuple):
         return "\t".join(map(str, (*self[:5], *self.above)))
 
 
-def flags_of(flow: str) -> str:
-    """Return the flags of the place that a message's `flow` names."""
-    return flow.split("\t", 5)[4]
-
-
 def place_of(text: str) -> Place:
     """Return the place that a message's `flow` names."""
     flow, key, life, total, flags, *above = text.split("\t")
