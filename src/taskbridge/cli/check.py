@@ -16,7 +16,7 @@ from taskbridge import Bridge
 from taskbridge._version import __version__
 from taskbridge.brokers.base import Remark
 from taskbridge.cli.applications import others
-from taskbridge.cli.command import JSON, MODULE_OR_NONE, URL, Output, any_bridge, argument, command
+from taskbridge.cli.command import JSON, MODULE_OR_NONE, URL, Output, any_bridge, argument, command, flag
 from taskbridge.cli.output import CYAN, GREEN, RED, YELLOW, colored, duration, policy
 from taskbridge.cli.pauses import until_text
 from taskbridge.cli.queues import route_text, unmatched_routes
@@ -40,11 +40,11 @@ _DISTRIBUTIONS: Final = {"celery": ("celery", "kombu"), "amqp": ("pika",)}
     "is everything there that an application needs?",
     MODULE_OR_NONE,
     URL,
-    argument("--deep", action="store_true", help="try what messages need on the real servers, for some seconds"),
+    flag("--deep", "try what messages need on the real servers, for some seconds"),
     argument(
         "--management",
-        metavar="URL",
-        help="with --deep: RabbitMQ's management API, perhaps with a user of its own; default: the broker's host, "
+        "URL",
+        "with --deep: RabbitMQ's management API, perhaps with a user of its own; default: the broker's host, "
         "port 15672 (15671 with TLS)",
     ),
     JSON,

@@ -8,7 +8,7 @@ import os
 import pwd
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from inspect import cleandoc
@@ -26,7 +26,7 @@ from taskbridge.remedies import COMMANDS, instead
 Subcommands: TypeAlias = "argparse._SubParsersAction[Parser]"  # pyright: ignore[reportPrivateUsage]
 """What `add_subparsers` returns; argparse has no public name for it."""
 
-Argument: TypeAlias = tuple[tuple[str, ...], dict[str, Any]]  # what `ArgumentParser.add_argument` is called with
+Argument: TypeAlias = tuple[str, dict[str, Any]]  # what `ArgumentParser.add_argument` is called with
 
 _log = logger("taskbridge.cli")
 
@@ -60,8 +60,8 @@ class Command:
     def add_to(self, commands: Subcommands) -> None:
         """Add the command to a command line."""
         parser = commands.add_parser(self.name, help=self.help, description=self.description)
-        for names, how in self.arguments:
-            parser.add_argument(*names, **how)
+        for argument_name, how in self.arguments:
+            parser.add_argument(argument_name, **how)
         if self.run is not None:
             parser.set_defaults(do=self._do)
             return
@@ -108,34 +108,35 @@ def command(
 # Arguments that several commands have
 
 
-def argument(*names: str, **how: Any) -> Argument:
-    """Return an argument or option; see `ArgumentParser.add_argument`."""
-    return names, how
+def argument(name: str, metavar: str, help: str, **how: Any) -> Argument:
+    """Return an argument or option that has a value; see `ArgumentParser.add_argument`."""
+    return name, {"metavar": metavar, "help": help, **how}
 
 
-def count(text: str) -> int:
-    """Return a whole number of at least 1, for `type=`."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"it must be a whole number of at least 1, not {text!r}")
-    return int(text)
+def flag(name: str, help: str) -> Argument:
+    """Return an option without a value."""
+    return name, {"action": "store_true", "help": help}
 
 
-def port(text: str) -> int:
-    """Return a port, for `type=`; 0 is any that is free."""
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"it must be a number from 0 to 65535, not {text!r}")
-    return int(text)
+def _number(read: Callable[[str], float], is_one: Callable[[float], bool], what: str) -> Callable[[str], Any]:
+    """Return a `type=` that takes such numbers only."""
 
+    def number(text: str) -> float:
+        with suppress(ValueError):
+            if is_one(found := read(text)):
+                return found
+        raise argparse.ArgumentTypeError(f"it must be {what}, not {text!r}")
 
-def above_zero(text: str) -> float:
-    """Return a number above 0, for `type=`."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"it must be a number above 0, not {text!r}")
     return number
+
+
+def _whole(text: str) -> int:
+    return int(text) if text.isdecimal() else -1
+
+
+count = _number(_whole, lambda found: found >= 1, "a whole number of at least 1")
+port = _number(_whole, lambda found: 0 <= found <= 65535, "a number from 0 to 65535")  # 0 is any that is free
+above_zero = _number(float, lambda found: 0 < found < math.inf, "a number above 0")
 
 
 def words(text: str) -> list[str]:
@@ -145,40 +146,36 @@ def words(text: str) -> list[str]:
 
 _LEFT_OUT = f"the module that declares the tasks; if left out: the variable {APP_VARIABLE}, or a Django project"
 
-MODULE = argument("app", nargs="?", metavar="MODULE[:BRIDGE]", help=_LEFT_OUT)
+MODULE = argument("app", "MODULE[:BRIDGE]", _LEFT_OUT, nargs="?")
 MODULE_OR_NONE = argument(
-    "app", nargs="?", metavar="MODULE[:BRIDGE]", help=f"{_LEFT_OUT}, else none: the environment's settings alone"
+    "app", "MODULE[:BRIDGE]", f"{_LEFT_OUT}, else none: the environment's settings alone", nargs="?"
 )
 APP = argument(
     "--app",
-    metavar="MODULE[:BRIDGE]",
-    help=f"the application whose settings count; default: {APP_VARIABLE}, else the environment alone",
+    "MODULE[:BRIDGE]",
+    f"the application whose settings count; default: {APP_VARIABLE}, else the environment alone",
 )
 URL = argument(
-    "--url",
-    metavar="URL",
-    help="the engine and broker; wins over TASKBRIDGE_URL and over what the module itself chooses",
+    "--url", "URL", "the engine and broker; wins over TASKBRIDGE_URL and over what the module itself chooses"
 )
-JSON = argument("--json", action="store_true", help="print JSON, for programs")
+JSON = flag("--json", "print JSON, for programs")
+SETTINGS = (APP, URL, JSON)
 LOG_LEVEL = argument(
     "--log-level",
+    "LEVEL",
+    "default: INFO",
     type=str.upper,
     choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
-    metavar="LEVEL",
     default="INFO",
-    help="default: INFO",
 )
 
 LOG_FORMAT = argument(
-    "--log-format",
-    choices=FORMATS,
-    metavar="FORMAT",
-    help=f"text or json, one record a line; default: {FORMAT_VARIABLE}, else text",
+    "--log-format", "FORMAT", f"text or json, one record a line; default: {FORMAT_VARIABLE}, else text", choices=FORMATS
 )
 LOG_CONFIG = argument(
     "--log-config",
-    metavar="FILE",
-    help=f"a JSON or TOML file for logging.config.dictConfig, in the place of both; default: {CONFIG_VARIABLE}",
+    "FILE",
+    f"a JSON or TOML file for logging.config.dictConfig, in the place of both; default: {CONFIG_VARIABLE}",
 )
 LOG_ARGUMENTS = (LOG_LEVEL, LOG_FORMAT, LOG_CONFIG)
 

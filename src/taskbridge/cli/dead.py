@@ -9,9 +9,7 @@ from typing import Any, Final
 
 from taskbridge import Bridge, DeadEntry
 from taskbridge.cli.command import (
-    APP,
-    JSON,
-    URL,
+    SETTINGS,
     Command,
     Output,
     UsageError,
@@ -19,6 +17,7 @@ from taskbridge.cli.command import (
     argument,
     command,
     count,
+    flag,
     server_bridge,
 )
 from taskbridge.cli.output import details, error_text, local_time, many, progress, say, table
@@ -42,16 +41,15 @@ variable TASKBRIDGE_APP.
 """
 
 _FILTERS = (
-    argument("--task", metavar="GLOB", help="only of tasks whose names match, such as 'shop.email.*'"),
-    argument("--reason", metavar="REASON", help="only with this reason, such as exhausted"),
-    argument("--queue", metavar="QUEUE", help="only from this queue"),
+    argument("--task", "GLOB", "only of tasks whose names match, such as 'shop.email.*'"),
+    argument("--reason", "REASON", "only with this reason, such as exhausted"),
+    argument("--queue", "QUEUE", "only from this queue"),
 )
 _CHOSEN = (
-    argument("ids", metavar="ID", nargs="*", help="an id, or the beginning of one"),
-    argument("--all", action="store_true", help="all, or all that the filters find"),
+    argument("ids", "ID", "an id, or the beginning of one", nargs="*"),
+    flag("--all", "all, or all that the filters find"),
     *_FILTERS,
 )
-_SETTINGS = (APP, URL, JSON)
 
 _SHOWN_IDS: Final = 5
 
@@ -59,9 +57,9 @@ _SHOWN_IDS: Final = 5
 @command(
     "list",
     "list dead letters",
-    argument("--last", type=count, metavar="N", help="only the last N"),
+    argument("--last", "N", "only the last N", type=count),
     *_FILTERS,
-    *_SETTINGS,
+    *SETTINGS,
     opens=server_bridge,
 )
 def _list(bridge: Bridge, arguments: Namespace) -> Output:
@@ -87,8 +85,8 @@ def _none(arguments: Namespace) -> str:
 @command(
     "show",
     "show one, with its traceback",
-    argument("id", metavar="ID", help="its id, or the beginning of it"),
-    *_SETTINGS,
+    argument("id", "ID", "its id, or the beginning of it"),
+    *SETTINGS,
     opens=server_bridge,
 )
 def _show(bridge: Bridge, arguments: Namespace) -> Output:
@@ -106,8 +104,8 @@ def _show(bridge: Bridge, arguments: Namespace) -> Output:
     "replay",
     "send some again",
     *_CHOSEN,
-    argument("--per-second", type=above_zero, metavar="N", help="start at most N in a second; default: all at once"),
-    *_SETTINGS,
+    argument("--per-second", "N", "start at most N in a second; default: all at once", type=above_zero),
+    *SETTINGS,
     opens=server_bridge,
 )
 def _replay(bridge: Bridge, arguments: Namespace) -> Output:
@@ -147,14 +145,7 @@ def _replay(bridge: Bridge, arguments: Namespace) -> Output:
     )
 
 
-@command(
-    "purge",
-    "forget some for good",
-    *_CHOSEN,
-    argument("--yes", action="store_true", help="do not ask"),
-    *_SETTINGS,
-    opens=server_bridge,
-)
+@command("purge", "forget some for good", *_CHOSEN, flag("--yes", "do not ask"), *SETTINGS, opens=server_bridge)
 def _purge(bridge: Bridge, arguments: Namespace) -> Output:
     """Forget dead letters for good. Asks first, unless --yes is given.
 

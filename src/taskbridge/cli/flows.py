@@ -14,16 +14,16 @@ from taskbridge.flows.states import FlowState, FlowStatus
 from taskbridge.stores.states import Status
 
 _STATES: Final = (*get_args(FlowState), "stalled")
-_ID = cli.argument("id", metavar="ID", help="the flow's whole id, as its handle has it")
+_ID = cli.argument("id", "ID", "the flow's whole id, as its handle has it")
 
 
 @cli.command(
     "ls",
     "list flows",
     cli.MODULE_OR_NONE,
-    cli.argument("--state", choices=_STATES, metavar="STATE", help=f"one of {', '.join(_STATES)}"),
-    cli.argument("--most", type=cli.count, metavar="N", default=50, help="how many at most, up to 500; default: 50"),
-    cli.argument("--cursor", metavar="CURSOR", default="", help="go on where a list ended, which says how"),
+    cli.argument("--state", "STATE", f"one of {', '.join(_STATES)}", choices=_STATES),
+    cli.argument("--most", "N", "how many at most, up to 500; default: 50", type=cli.count, default=50),
+    cli.argument("--cursor", "CURSOR", "go on where a list ended, which says how", default=""),
     cli.URL,
     cli.JSON,
     opens=cli.stored_bridge,
@@ -53,11 +53,9 @@ def _ls(bridge: Bridge, arguments: Namespace) -> cli.Output:
     "show",
     "show one, with its steps",
     _ID,
-    cli.argument("--first", type=cli.count, metavar="N", default=1, help="the first step that is shown; default: 1"),
-    cli.argument("--most", type=cli.count, metavar="N", default=50, help="how many steps at most; default: 50"),
-    cli.APP,
-    cli.URL,
-    cli.JSON,
+    cli.argument("--first", "N", "the first step that is shown; default: 1", type=cli.count, default=1),
+    cli.argument("--most", "N", "how many steps at most; default: 50", type=cli.count, default=50),
+    *cli.SETTINGS,
     opens=cli.stored_bridge,
 )
 def _show(bridge: Bridge, arguments: Namespace) -> cli.Output:
@@ -81,7 +79,7 @@ def _show(bridge: Bridge, arguments: Namespace) -> cli.Output:
     return cli.Output(text=f"{_described(found)}{listed}{more}", data=data)
 
 
-@cli.command("cancel", "start no more of its steps", _ID, cli.APP, cli.URL, cli.JSON, opens=cli.stored_bridge)
+@cli.command("cancel", "start no more of its steps", _ID, *cli.SETTINGS, opens=cli.stored_bridge)
 def _cancel(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Cancel a flow: it starts no step from 1 s on, and the steps that run are told, by `current().cancelled`.
 
@@ -96,13 +94,7 @@ def _cancel(bridge: Bridge, arguments: Namespace) -> cli.Output:
 
 
 @cli.command(
-    "retry",
-    "go on with one that did not end well, or is stalled",
-    _ID,
-    cli.APP,
-    cli.URL,
-    cli.JSON,
-    opens=cli.stored_bridge,
+    "retry", "go on with one that did not end well, or is stalled", _ID, *cli.SETTINGS, opens=cli.stored_bridge
 )
 def _retry(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Go on with a flow: its dead steps are replayed, and what was lost or given up is sent again under the same ids.

@@ -13,7 +13,18 @@ from time import sleep
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from taskbridge import Bridge, BrokerUnavailable, ErrorInfo, Status
-from taskbridge.cli.command import JSON, MODULE_OR_NONE, URL, Command, Output, argument, command, count, stored_bridge
+from taskbridge.cli.command import (
+    JSON,
+    MODULE_OR_NONE,
+    URL,
+    Command,
+    Output,
+    argument,
+    command,
+    count,
+    flag,
+    stored_bridge,
+)
 from taskbridge.cli.output import RED, YELLOW, colored, duration, error_text, local_time, many, table
 from taskbridge.durations import moment
 from taskbridge.logs import escaped
@@ -74,12 +85,12 @@ def _error(error: ErrorInfo | None) -> str:
     "ls",
     "list messages",
     MODULE_OR_NONE,
-    argument("--task", metavar="GLOB", default="*", help="only of tasks whose names match, such as 'shop.email.*'"),
-    argument("--queue", metavar="QUEUE", help="only of this queue"),
-    argument("--state", choices=get_args(State), metavar="STATE", help=f"one of {', '.join(get_args(State))}"),
-    argument("--minutes", type=count, metavar="N", help="only those that came to their state in the last N minutes"),
-    argument("--most", type=count, metavar="N", default=50, help="how many at most; default: 50"),
-    argument("--cursor", metavar="CURSOR", default="", help="go on where a list ended, which says how"),
+    argument("--task", "GLOB", "only of tasks whose names match, such as 'shop.email.*'", default="*"),
+    argument("--queue", "QUEUE", "only of this queue"),
+    argument("--state", "STATE", f"one of {', '.join(get_args(State))}", choices=get_args(State)),
+    argument("--minutes", "N", "only those that came to their state in the last N minutes", type=count),
+    argument("--most", "N", "how many at most; default: 50", type=count, default=50),
+    argument("--cursor", "CURSOR", "go on where a list ended, which says how", default=""),
     URL,
     JSON,
     opens=stored_bridge,
@@ -126,12 +137,7 @@ messages: Final = Command(
 
 
 @command(
-    "top",
-    "watch what goes on",
-    MODULE_OR_NONE,
-    argument("--once", action="store_true", help="print it once, and end"),
-    URL,
-    opens=stored_bridge,
+    "top", "watch what goes on", MODULE_OR_NONE, flag("--once", "print it once, and end"), URL, opens=stored_bridge
 )
 def top(bridge: Bridge, arguments: Namespace) -> Output:
     """Show queues, rates, what runs and what failed, again every 2 seconds until Ctrl-C.

@@ -75,10 +75,8 @@ def _bridge(arguments: Namespace) -> Bridge:
     "whether workers consume the queues",
     cli.MODULE_OR_NONE,
     cli.URL,
-    cli.argument("--queues", type=cli.words, metavar="A,B", default=[], help="these only; default: all known ones"),
-    cli.argument(
-        "--timeout", type=cli.above_zero, metavar="S", default=5.0, help="how many seconds to wait; default: 5"
-    ),
+    cli.argument("--queues", "A,B", "these only; default: all known ones", type=cli.words, default=[]),
+    cli.argument("--timeout", "S", "how many seconds to wait; default: 5", type=cli.above_zero, default=5.0),
     cli.JSON,
     opens=_bridge,
 )

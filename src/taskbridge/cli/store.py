@@ -32,11 +32,11 @@ def _bridge(arguments: Namespace) -> Bridge:
     "make its tables, or bring them up to date",
     argument(
         "app",
+        "MODULE[:BRIDGE]",
+        "the module whose settings name the store; if left out: the environment's TASKBRIDGE_STORE",
         nargs="?",
-        metavar="MODULE[:BRIDGE]",
-        help="the module whose settings name the store; if left out: the environment's TASKBRIDGE_STORE",
     ),
-    argument("--url", metavar="URL", help="the store, such as postgresql://user:password@host/database"),
+    argument("--url", "URL", "the store, such as postgresql://user:password@host/database"),
     opens=_bridge,
 )
 def _init(bridge: Bridge, arguments: Namespace) -> Output:

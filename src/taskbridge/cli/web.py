@@ -21,9 +21,9 @@ from taskbridge.exceptions import NotInstalledError
     "serve a page that shows what goes on",
     cli.MODULE_OR_NONE,
     cli.URL,
-    cli.argument("--host", metavar="HOST", default="127.0.0.1", help="default: 127.0.0.1, for this machine alone"),
-    cli.argument("--port", type=cli.port, metavar="PORT", default=8765, help="0: any that is free; default: 8765"),
-    cli.argument("--allow-acts", action="store_true", help="let everybody who reaches the page change things"),
+    cli.argument("--host", "HOST", "default: 127.0.0.1, for this machine alone", default="127.0.0.1"),
+    cli.argument("--port", "PORT", "0: any that is free; default: 8765", type=cli.port, default=8765),
+    cli.flag("--allow-acts", "let everybody who reaches the page change things"),
     opens=cli.server_bridge,
 )
 def web(bridge: Bridge, arguments: Namespace) -> cli.Output:
