@@ -18,7 +18,6 @@ from taskbridge.cli import (
     dead,
     flows,
     messages,
-    metrics,
     operations,
     pauses,
     queues,
@@ -80,7 +79,7 @@ _COMMANDS = (
     pauses.resume,
     schedules.schedules,
     queues.health,
-    metrics.metrics,
+    queues.metrics,
     messages.status,
     messages.cancel,
     operations.running,
@@ -135,8 +134,7 @@ def main(argv: Sequence[str] | None = None, *, more: Sequence[command.Command] =
 
 
 def _fail(text: str) -> None:
-    """Say why a command can't be done: for people, unless its log is for programs."""
-    if log_output.is_plain():
+    if log_output.is_plain():  # else its log is for programs
         said_by.clear()
     say(text, logging.ERROR)
 

@@ -103,7 +103,8 @@ def _findings(bridge: Bridge, app: str | None) -> Iterator[Remark]:
             yield Remark("tasks", "ok", f"{len(names)}: {', '.join(names)}")
         else:
             yield Remark("tasks", "warning", f"{app} declares none on this bridge: is a @task missing?")
-        yield from _hints(bridge)
+        for problem in chain(*map(unresolved, bridge.declarations())):
+            yield Remark("hints", "note", f"{problem}; it counts as none")
         with suppress(BrokerUnavailable):  # that it doesn't answer was told above
             for text in others(bridge, app, bridge.queues(), is_started=False, timeout_s=settings.send_timeout_s):
                 yield Remark("namespace", "warning", text)
@@ -221,11 +222,6 @@ def _ping(subject: str, place: Callable[[], Any], settings: Settings, is_here: b
         return Remark(subject, "error", exc.problem if isinstance(exc, BrokerUnavailable) else str(exc))
     took_ms = (perf_counter() - started) * 1000
     return Remark(subject, "ok", "in this process" if is_here else f"answers, in {took_ms:.0f} ms")
-
-
-def _hints(bridge: Bridge) -> Iterator[Remark]:
-    for problem in chain(*map(unresolved, bridge.declarations())):
-        yield Remark("hints", "note", f"{problem}; it counts as none")
 
 
 def _priorities(bridge: Bridge) -> Iterator[Remark]:

@@ -1,4 +1,4 @@
-"""`taskbridge queues`, `health` and `routes`: what waits in queues, whether workers consume them, what goes there."""
+"""`taskbridge queues`, `health`, `routes` and `metrics`: what waits in queues, who consumes them, what goes there."""
 
 from __future__ import annotations
 
@@ -113,6 +113,20 @@ def health(bridge: Bridge, arguments: Namespace) -> cli.Output:
         data = {"ok": found.is_well, "queues": states, "seconds": round(found.seconds, 3)}
     text = "\n".join(f"{queue}: {_MEANINGS[state]}" for queue, state in states.items())
     return cli.Output(text=text, data=data, code=0 if data["ok"] else 1)
+
+
+@cli.command("metrics", "what waits, in Prometheus' format", cli.MODULE_OR_NONE, cli.URL, opens=cli.server_bridge)
+def metrics(bridge: Bridge, arguments: Namespace) -> cli.Output:
+    """Print once, in Prometheus' text format, what broker and store tell: what waits, is delayed and is dead.
+
+      taskbridge metrics shop.tasks
+      taskbridge metrics shop.tasks > /var/lib/node_exporter/taskbridge.prom
+
+    What workers count (runs, waits, failures) is on the port of `taskbridge worker --metrics-port`, with these numbers.
+    """
+    from taskbridge.metrics.gauges import text_of  # here, for other commands need none of it
+
+    return cli.Output(text=text_of(bridge))
 
 
 @cli.command("routes", "where each task's messages go, and why", cli.MODULE, cli.URL, cli.JSON, opens=cli.app_bridge)
