@@ -70,28 +70,10 @@ def completion(bridge: Bridge, arguments: Namespace) -> command.Output:
 
 
 _COMMANDS = (
-    worker.worker,
-    schedules.scheduler,
-    check.check,
-    queues.routes,
-    queues.queues,
-    pauses.pause,
-    pauses.resume,
-    schedules.schedules,
-    queues.health,
-    queues.metrics,
-    messages.status,
-    messages.cancel,
-    operations.running,
-    operations.failures,
-    operations.messages,
-    operations.top,
-    dead.dead,
-    flows.flow,
-    store.store,
-    verify.verify,
-    web.web,
-    completion,
+    *(worker.worker, schedules.scheduler, check.check, queues.routes, queues.queues, pauses.pause, pauses.resume),
+    *(schedules.schedules, queues.health, queues.metrics, messages.status, messages.cancel, operations.running),
+    *(operations.failures, operations.messages, operations.top, dead.dead, flows.flow, store.store, verify.verify),
+    *(web.web, completion),
 )
 
 _CTRL_C = 130  # 128 + SIGINT, what shells expect

@@ -8,18 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from taskbridge import Bridge, DeadEntry
-from taskbridge.cli.command import (
-    SETTINGS,
-    Command,
-    Output,
-    UsageError,
-    above_zero,
-    argument,
-    command,
-    count,
-    flag,
-    server_bridge,
-)
+from taskbridge.cli import command as cli
 from taskbridge.cli.output import details, error_text, local_time, many, progress, say, table
 from taskbridge.dead import filters_text
 
@@ -41,28 +30,28 @@ variable TASKBRIDGE_APP.
 """
 
 _FILTERS = (
-    argument("--task", "GLOB", "only of tasks whose names match, such as 'shop.email.*'"),
-    argument("--reason", "REASON", "only with this reason, such as exhausted"),
-    argument("--queue", "QUEUE", "only from this queue"),
+    cli.argument("--task", "GLOB", "only of tasks whose names match, such as 'shop.email.*'"),
+    cli.argument("--reason", "REASON", "only with this reason, such as exhausted"),
+    cli.argument("--queue", "QUEUE", "only from this queue"),
 )
 _CHOSEN = (
-    argument("ids", "ID", "an id, or the beginning of one", nargs="*"),
-    flag("--all", "all, or all that the filters find"),
+    cli.argument("ids", "ID", "an id, or the beginning of one", nargs="*"),
+    cli.flag("--all", "all, or all that the filters find"),
     *_FILTERS,
 )
 
 _SHOWN_IDS: Final = 5
 
 
-@command(
+@cli.command(
     "list",
     "list dead letters",
-    argument("--last", "N", "only the last N", type=count),
+    cli.argument("--last", "N", "only the last N", type=cli.count),
     *_FILTERS,
-    *SETTINGS,
-    opens=server_bridge,
+    *cli.SETTINGS,
+    opens=cli.server_bridge,
 )
-def _list(bridge: Bridge, arguments: Namespace) -> Output:
+def _list(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """List dead letters, the oldest first.
 
       taskbridge dead list --task 'shop.email.*' --reason exhausted
@@ -75,21 +64,21 @@ def _list(bridge: Bridge, arguments: Namespace) -> Output:
         text = table(("id", "died at", "task", "queue", "attempts", "reason", "error"), [_row(each) for each in chosen])
     else:
         text = _none(arguments)
-    return Output(text=text, data=[_data(entry) for entry in chosen])
+    return cli.Output(text=text, data=[_data(entry) for entry in chosen])
 
 
 def _none(arguments: Namespace) -> str:
     return "no such dead letters" if any(_filters(arguments).values()) else "no dead letters"
 
 
-@command(
+@cli.command(
     "show",
     "show one, with its traceback",
-    argument("id", "ID", "its id, or the beginning of it"),
-    *SETTINGS,
-    opens=server_bridge,
+    cli.argument("id", "ID", "its id, or the beginning of it"),
+    *cli.SETTINGS,
+    opens=cli.server_bridge,
 )
-def _show(bridge: Bridge, arguments: Namespace) -> Output:
+def _show(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show a dead letter with its arguments, error and traceback.
 
       taskbridge dead show 3f2b
@@ -97,18 +86,18 @@ def _show(bridge: Bridge, arguments: Namespace) -> Output:
     The first characters of the id are enough.
     """
     [entry] = _resolved(bridge, [arguments.id])
-    return Output(text=_described(entry), data=_data(entry))
+    return cli.Output(text=_described(entry), data=_data(entry))
 
 
-@command(
+@cli.command(
     "replay",
     "send some again",
     *_CHOSEN,
-    argument("--per-second", "N", "start at most N in a second; default: all at once", type=above_zero),
-    *SETTINGS,
-    opens=server_bridge,
+    cli.argument("--per-second", "N", "start at most N in a second; default: all at once", type=cli.above_zero),
+    *cli.SETTINGS,
+    opens=cli.server_bridge,
 )
-def _replay(bridge: Bridge, arguments: Namespace) -> Output:
+def _replay(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Send dead letters again, on whichever engine the setting `url` names now.
 
     Each starts at attempt 1, in its own queue and priority. The first characters of an id are enough. Each is dead or
@@ -137,7 +126,7 @@ def _replay(bridge: Bridge, arguments: Namespace) -> Output:
         lines.append(f"{_letters(replayed.unreadable)} can't be read and {stay}: {_some(replayed.unreadable)}")
     if replayed.held:
         lines.append(f"{_letters(replayed.held)} held back, for others have their unique keys: {_some(replayed.held)}")
-    return Output(
+    return cli.Output(
         text="\n".join(lines),
         data={name: getattr(replayed, name) for name in ("missing", "unreadable", "held")} | {"replayed": replayed.ids},
         code=2 if replayed.missing else 0,
@@ -145,8 +134,10 @@ def _replay(bridge: Bridge, arguments: Namespace) -> Output:
     )
 
 
-@command("purge", "forget some for good", *_CHOSEN, flag("--yes", "do not ask"), *SETTINGS, opens=server_bridge)
-def _purge(bridge: Bridge, arguments: Namespace) -> Output:
+@cli.command(
+    "purge", "forget some for good", *_CHOSEN, cli.flag("--yes", "do not ask"), *cli.SETTINGS, opens=cli.server_bridge
+)
+def _purge(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Forget dead letters for good. Asks first, unless --yes is given.
 
       taskbridge dead purge 3f2b
@@ -161,14 +152,14 @@ def _purge(bridge: Bridge, arguments: Namespace) -> Output:
     else:
         entries = _resolved(bridge, arguments.ids)
     if entries and not arguments.yes and not _agreed(entries):
-        return Output(text="nothing was purged", data={"purged": ()}, code=1)
+        return cli.Output(text="nothing was purged", data={"purged": ()}, code=1)
     with progress("purging", lambda: len(entries)) as tell:  # what was counted, and no more
         purged = bridge.dead.purge([entry.id for entry in entries], progress=tell) if entries else ()
     acts = _acts(arguments, "purge", purged)
-    return Output(text=f"purged {_letters(purged)}", data={"purged": purged}, acts=acts)
+    return cli.Output(text=f"purged {_letters(purged)}", data={"purged": purged}, acts=acts)
 
 
-dead: Command = Command(
+dead: cli.Command = cli.Command(
     name="dead",
     help="what failed for good, and replaying it",
     description=_DESCRIPTION,
@@ -178,7 +169,7 @@ dead: Command = Command(
 
 def _agreed(entries: Sequence[DeadEntry]) -> bool:
     if not sys.stdin.isatty():
-        raise UsageError(f"purge: this forgets {_letters(entries)} for good; add --yes if that is meant")
+        raise cli.UsageError(f"purge: this forgets {_letters(entries)} for good; add --yes if that is meant")
     print(f"forget {_letters(entries)} for good? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -199,15 +190,15 @@ def _acts(arguments: Namespace, action: str, ids: Sequence[str]) -> list[tuple[s
 def _check_chosen(arguments: Namespace, name: str) -> None:
     """Refuse what may do more, or less, than is meant."""
     if arguments.ids and (arguments.all or any(value is not None for value in _filters(arguments).values())):
-        raise UsageError(f"{name}: name IDs, or say --all with filters, not both")
+        raise cli.UsageError(f"{name}: name IDs, or say --all with filters, not both")
     if not arguments.ids and not arguments.all:
-        raise UsageError(f"{name}: which? Name their IDs, or say --all (with --task, --reason or --queue for some)")
+        raise cli.UsageError(f"{name}: which? Name their IDs, or say --all (with --task, --reason or --queue for some)")
 
 
 def _check_readable(entries: Sequence[DeadEntry]) -> None:
     unreadable = [entry.id for entry in entries if entry.task is None and entry.raw is not None]
     if unreadable:
-        raise UsageError(
+        raise cli.UsageError(
             f"{_some(unreadable)} can't be replayed: its bytes are no message that this release can read "
             "(`taskbridge dead show` shows them); nothing was replayed"
         )
@@ -224,8 +215,8 @@ def _whole_id(ids: Iterable[str], beginning: str) -> str:
     if beginning in found or len(found) == 1:
         return beginning if beginning in found else found[0]
     if not found:
-        raise UsageError(f"there is no dead letter {beginning!r}; `taskbridge dead list` shows what there is")
-    raise UsageError(f"{len(found)} dead letters begin with {beginning!r}: {_some(found)}; write more of it")
+        raise cli.UsageError(f"there is no dead letter {beginning!r}; `taskbridge dead list` shows what there is")
+    raise cli.UsageError(f"{len(found)} dead letters begin with {beginning!r}: {_some(found)}; write more of it")
 
 
 # How they are shown
