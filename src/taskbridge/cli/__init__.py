@@ -54,6 +54,7 @@ Exit codes: 0 all is well; 1 what was looked at is not as it should be; 2 it can
     "completion",
     "let your shell complete commands and options",
     command.argument("shell", "SHELL", "bash, zsh or fish", choices=("bash", "zsh", "fish")),
+    opens=command.no_bridge,
 )
 def completion(bridge: Bridge, arguments: Namespace) -> command.Output:
     """Print what lets a shell complete the commands and options of taskbridge, for the place where it looks for that.

@@ -31,6 +31,93 @@ Argument: TypeAlias = tuple[str, dict[str, Any]]  # what `ArgumentParser.add_arg
 _log = logger("taskbridge.cli")
 
 
+# The bridge that a command works on
+
+
+class UsageError(TaskBridgeError):
+    """The command line asks for what can't be done."""
+
+
+def any_bridge(arguments: Namespace) -> Bridge:
+    """Return the bridge of the application that is named; of the environment's settings alone if none is.
+
+    Raises `TaskBridgeError` if it can't be loaded, or its settings are wrong.
+    """
+    if arguments.app is None:
+        arguments.app = app_of_environment()
+    if arguments.app is not None:
+        bridge = load_bridge(arguments.app, url=arguments.url)
+    else:
+        bridge = default_bridge()
+        if arguments.url is not None:
+            bridge.move_to(arguments.url)
+    _ = bridge.settings
+    return bridge
+
+
+def app_bridge(arguments: Namespace) -> Bridge:
+    """Return the bridge of the application that is named; raise `UsageError` if none is."""
+    bridge = any_bridge(arguments)
+    if arguments.app is None:
+        name = arguments.command
+        raise UsageError(f"{name}: which MODULE declares the tasks? Such as: taskbridge {name} shop.tasks")
+    return bridge
+
+
+def logging_bridge(arguments: Namespace) -> Bridge:
+    """Return the application's bridge, as `app_bridge` does, and log as the `LOG_ARGUMENTS` say, also for children."""
+    for variable, given in ((FORMAT_VARIABLE, arguments.log_format), (CONFIG_VARIABLE, arguments.log_config)):
+        if given is not None:
+            os.environ[variable] = given
+    with log_output.set_up(arguments.log_level):
+        said_by[:] = [log_output.own_lines()]
+        bridge = app_bridge(arguments)
+        log_output.process.engine = bridge.settings.url.engine
+    said_by[:] = [log_output.own_lines()]
+    return bridge
+
+
+def server_bridge(arguments: Namespace) -> Bridge:
+    """Return the bridge as `any_bridge` does, if other processes can see its messages; else raise `UsageError`."""
+    return checked_server(any_bridge(arguments), "this command")
+
+
+def stored_bridge(arguments: Namespace) -> Bridge:
+    """Return the bridge as `any_bridge` does, if other processes can see its messages, or at least its store."""
+    bridge = any_bridge(arguments)
+    return bridge if bridge.settings.store is not None else checked_server(bridge, "this command")
+
+
+def checked_server(bridge: Bridge, subject: str) -> Bridge:
+    """Return the bridge, if others than the process that sends its messages can see them; else raise `UsageError`.
+
+    `subject` is what looks for them there, such as `a worker`.
+    """
+    address = bridge.settings.url
+    if address.broker != "memory":
+        return bridge
+    default = " (the default)" if address.engine == "inline" else ""
+    raise UsageError(
+        f"{address.target}://{default} keeps its messages in the process that sends them, where {subject} can't see "
+        "them: set TASKBRIDGE_URL or --url to a server, such as celery+redis://localhost:6379/0"
+    )
+
+
+def check_has_tasks(bridge: Bridge, app: str) -> None:
+    """Refuse an application without tasks: nothing else would tell that its module is the wrong one."""
+    if not bridge.declarations():
+        remedy = "name the module that holds the decorated functions, and see that each has its @task"
+        raise UsageError(f"{app!r} declares no task on this bridge; {remedy}")
+
+
+def no_bridge(_: Namespace) -> Bridge:
+    """Return the default bridge, for a command that asks it for nothing."""
+    return default_bridge()
+
+
+# Commands
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
     """What a command prints, and its exit code."""
@@ -53,7 +140,7 @@ class Command:
     help: str
     description: str
     arguments: tuple[Argument, ...] = ()
-    opens: Opens = lambda _: default_bridge()
+    opens: Opens = stored_bridge
     run: Run | None = None
     below: tuple[Command, ...] = ()
 
@@ -93,9 +180,7 @@ def _operator() -> str:
         return str(os.getuid())
 
 
-def command(
-    name: str, help: str, *arguments: Argument, opens: Opens = lambda _: default_bridge()
-) -> Callable[[Run], Command]:
+def command(name: str, help: str, *arguments: Argument, opens: Opens = stored_bridge) -> Callable[[Run], Command]:
     """Return a decorator that makes a command of a function, whose docstring is the command's description."""
 
     def make(run: Run) -> Command:
@@ -178,85 +263,6 @@ LOG_CONFIG = argument(
     f"a JSON or TOML file for logging.config.dictConfig, in the place of both; default: {CONFIG_VARIABLE}",
 )
 LOG_ARGUMENTS = (LOG_LEVEL, LOG_FORMAT, LOG_CONFIG)
-
-# The bridge
-
-
-class UsageError(TaskBridgeError):
-    """The command line asks for what can't be done."""
-
-
-def any_bridge(arguments: Namespace) -> Bridge:
-    """Return the bridge of the application that is named; of the environment's settings alone if none is.
-
-    Raises `TaskBridgeError` if it can't be loaded, or its settings are wrong.
-    """
-    if arguments.app is None:
-        arguments.app = app_of_environment()
-    if arguments.app is not None:
-        bridge = load_bridge(arguments.app, url=arguments.url)
-    else:
-        bridge = default_bridge()
-        if arguments.url is not None:
-            bridge.move_to(arguments.url)
-    _ = bridge.settings
-    return bridge
-
-
-def app_bridge(arguments: Namespace) -> Bridge:
-    """Return the bridge of the application that is named; raise `UsageError` if none is."""
-    bridge = any_bridge(arguments)
-    if arguments.app is None:
-        name = arguments.command
-        raise UsageError(f"{name}: which MODULE declares the tasks? Such as: taskbridge {name} shop.tasks")
-    return bridge
-
-
-def logging_bridge(arguments: Namespace) -> Bridge:
-    """Return the application's bridge, as `app_bridge` does, and log as the `LOG_ARGUMENTS` say, also for children."""
-    for variable, given in ((FORMAT_VARIABLE, arguments.log_format), (CONFIG_VARIABLE, arguments.log_config)):
-        if given is not None:
-            os.environ[variable] = given
-    with log_output.set_up(arguments.log_level):
-        said_by[:] = [log_output.own_lines()]
-        bridge = app_bridge(arguments)
-        log_output.process.engine = bridge.settings.url.engine
-    said_by[:] = [log_output.own_lines()]
-    return bridge
-
-
-def server_bridge(arguments: Namespace) -> Bridge:
-    """Return the bridge as `any_bridge` does, if other processes can see its messages; else raise `UsageError`."""
-    return checked_server(any_bridge(arguments), "this command")
-
-
-def stored_bridge(arguments: Namespace) -> Bridge:
-    """Return the bridge as `any_bridge` does, if other processes can see its messages, or at least its store."""
-    bridge = any_bridge(arguments)
-    return bridge if bridge.settings.store is not None else checked_server(bridge, "this command")
-
-
-def checked_server(bridge: Bridge, subject: str) -> Bridge:
-    """Return the bridge, if others than the process that sends its messages can see them; else raise `UsageError`.
-
-    `subject` is what looks for them there, such as `a worker`.
-    """
-    address = bridge.settings.url
-    if address.broker != "memory":
-        return bridge
-    default = " (the default)" if address.engine == "inline" else ""
-    raise UsageError(
-        f"{address.target}://{default} keeps its messages in the process that sends them, where {subject} can't see "
-        "them: set TASKBRIDGE_URL or --url to a server, such as celery+redis://localhost:6379/0"
-    )
-
-
-def check_has_tasks(bridge: Bridge, app: str) -> None:
-    """Refuse an application without tasks: nothing else would tell that its module is the wrong one."""
-    if not bridge.declarations():
-        remedy = "name the module that holds the decorated functions, and see that each has its @task"
-        raise UsageError(f"{app!r} declares no task on this bridge; {remedy}")
-
 
 # The parser
 

@@ -26,7 +26,6 @@ _ID = cli.argument("id", "ID", "the flow's whole id, as its handle has it")
     cli.argument("--cursor", "CURSOR", "go on where a list ended, which says how", default=""),
     cli.URL,
     cli.JSON,
-    opens=cli.stored_bridge,
 )
 def _ls(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """List flows, the latest first.
@@ -56,7 +55,6 @@ def _ls(bridge: Bridge, arguments: Namespace) -> cli.Output:
     cli.argument("--first", "N", "the first step that is shown; default: 1", type=cli.count, default=1),
     cli.argument("--most", "N", "how many steps at most; default: 50", type=cli.count, default=50),
     *cli.SETTINGS,
-    opens=cli.stored_bridge,
 )
 def _show(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show a flow: how far it has come, how it ended, and its steps.
@@ -79,7 +77,7 @@ def _show(bridge: Bridge, arguments: Namespace) -> cli.Output:
     return cli.Output(text=f"{_described(found)}{listed}{more}", data=data)
 
 
-@cli.command("cancel", "start no more of its steps", _ID, *cli.SETTINGS, opens=cli.stored_bridge)
+@cli.command("cancel", "start no more of its steps", _ID, *cli.SETTINGS)
 def _cancel(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Cancel a flow: it starts no step from 1 s on, and the steps that run are told, by `current().cancelled`.
 
@@ -93,9 +91,7 @@ def _cancel(bridge: Bridge, arguments: Namespace) -> cli.Output:
     return cli.Output(text=f"too late: it is {_ended(found)}", data=asdict(found), code=1)
 
 
-@cli.command(
-    "retry", "go on with one that did not end well, or is stalled", _ID, *cli.SETTINGS, opens=cli.stored_bridge
-)
+@cli.command("retry", "go on with one that did not end well, or is stalled", _ID, *cli.SETTINGS)
 def _retry(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Go on with a flow: its dead steps are replayed, and what was lost or given up is sent again under the same ids.
 

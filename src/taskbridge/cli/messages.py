@@ -9,7 +9,7 @@ from time import sleep
 from typing import Any, Final
 
 from taskbridge import Attempt, Bridge, Handle, Status
-from taskbridge.cli.command import SETTINGS, Output, argument, command, flag, stored_bridge
+from taskbridge.cli.command import SETTINGS, Output, argument, command, flag
 from taskbridge.cli.output import bar, details, error_text, line, local_time
 from taskbridge.logs import escaped
 
@@ -23,7 +23,6 @@ _ID = argument("id", "ID", "the message's id")
     _ID,
     flag("--watch", "show how far it has come until it has ended, and then its status"),
     *SETTINGS,
-    opens=stored_bridge,
 )
 def status(bridge: Bridge, arguments: Namespace) -> Output:
     """Show what a message is doing, each of its attempts, and what came of it.
@@ -69,9 +68,7 @@ def _so_far(found: Status) -> str:
     return f"  {shown}  {progress.done:g}/{progress.total:g}  {progress.note}".rstrip()
 
 
-@command(
-    "cancel", "cancel a message", _ID, flag("--interrupt", "interrupt it if it runs"), *SETTINGS, opens=stored_bridge
-)
+@command("cancel", "cancel a message", _ID, flag("--interrupt", "interrupt it if it runs"), *SETTINGS)
 def cancel(bridge: Bridge, arguments: Namespace) -> Output:
     """Cancel a message for good: what has not started never starts, whether workers are up or not.
 

@@ -27,7 +27,7 @@ _MOST_ERROR: Final = 100  # characters of an error in a table
 _LEVELS: Final = " .:-=+*#%@"
 
 
-@cli.command("running", "what runs now", cli.MODULE_OR_NONE, cli.URL, cli.JSON, opens=cli.stored_bridge)
+@cli.command("running", "what runs now", cli.MODULE_OR_NONE, cli.URL, cli.JSON)
 def running(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show what runs now, the earliest first, and where.
 
@@ -41,9 +41,7 @@ def running(bridge: Bridge, arguments: Namespace) -> cli.Output:
     return cli.Output(text=text, data=[asdict(each) for each in found])
 
 
-@cli.command(
-    "failures", "what failed in the last 24 hours", cli.MODULE_OR_NONE, cli.URL, cli.JSON, opens=cli.stored_bridge
-)
+@cli.command("failures", "what failed in the last 24 hours", cli.MODULE_OR_NONE, cli.URL, cli.JSON)
 def failures(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show the failures of the last 24 hours, equal ones in one line, the latest first.
 
@@ -84,7 +82,6 @@ def _error(error: ErrorInfo | None) -> str:
     cli.argument("--cursor", "CURSOR", "go on where a list ended, which says how", default=""),
     cli.URL,
     cli.JSON,
-    opens=cli.stored_bridge,
 )
 def _ls(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """List messages, the latest first.
@@ -127,14 +124,7 @@ messages: Final = cli.Command(
 )
 
 
-@cli.command(
-    "top",
-    "watch what goes on",
-    cli.MODULE_OR_NONE,
-    cli.flag("--once", "print it once, and end"),
-    cli.URL,
-    opens=cli.stored_bridge,
-)
+@cli.command("top", "watch what goes on", cli.MODULE_OR_NONE, cli.flag("--once", "print it once, and end"), cli.URL)
 def top(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show queues, rates, what runs and what failed, again every 2 seconds until Ctrl-C.
 

@@ -8,7 +8,7 @@ import sys
 from argparse import Namespace
 
 from taskbridge import Bridge
-from taskbridge.cli.command import JSON, Output, UsageError, argument, command, flag, words
+from taskbridge.cli.command import JSON, Output, UsageError, argument, command, flag, no_bridge, words
 from taskbridge.cli.output import line, say
 
 
@@ -19,6 +19,7 @@ from taskbridge.cli.output import line, say
     argument("--rule", "R", "only this rule; may be given several times", type=words, action="extend"),
     flag("--list", "print each rule with its scenarios, and end"),
     JSON,
+    opens=no_bridge,
 )
 def verify(_: Bridge, arguments: Namespace) -> Output:
     """Run the contract, the scenarios that prove each rule of taskbridge, on your own servers, and print a matrix.
