@@ -16,8 +16,8 @@ from taskbridge.background import Background
 from taskbridge.exceptions import BrokerUnavailable, SendError, WorkerLost
 from taskbridge.logs import logger
 from taskbridge.metrics.names import ATTEMPTS, COUNTED, MESSAGES, RUN, SEND, UNKNOWN, WAIT
-from taskbridge.observing import Observer
-from taskbridge.retry import CancelledVerdict, Dead, Discarded, Done, RunAgain, Verdict
+from taskbridge.observing import OUTCOMES, Observer
+from taskbridge.retry import Dead, RunAgain, Verdict
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
@@ -35,15 +35,6 @@ Batch: TypeAlias = list[tuple[str, tuple[str, ...], Sequence[float]]]
 
 Add: TypeAlias = Callable[[float, Mapping[str, str]], object]
 """Adds a number to a counter with these labels, or a time to a histogram."""
-
-_OUTCOMES: Final[Mapping[type, str]] = {
-    Done: "done",
-    RunAgain: "retried",
-    Dead: "dead",
-    Discarded: "discarded",
-    CancelledVerdict: "cancelled",
-}
-"""By kind of verdict; one that is none of these, but of a subclass, ends no attempt."""
 
 
 class Counts(Observer):
@@ -92,7 +83,7 @@ class Counts(Observer):
 
     def ran(self, message: Message, verdict: Verdict, started_at: float, seconds: float) -> None:
         """Count a run, unless it was given back, or was none because the message had expired."""
-        outcome = _OUTCOMES.get(type(verdict))
+        outcome = OUTCOMES.get(type(verdict))
         if outcome is None:
             return
         if outcome == "discarded" and message.expires_at is not None and started_at > message.expires_at:
@@ -104,7 +95,7 @@ class Counts(Observer):
     def settled(self, message: Message, verdict: Verdict) -> None:
         """Count the end of a message, and an attempt that was lost with its worker."""
         heard = self._here.made or self._here.get()
-        if (state := _OUTCOMES.get(type(verdict))) is not None and state != "retried":
+        if (state := OUTCOMES.get(type(verdict))) is not None and state != "retried":
             heard.add((MESSAGES, message.task, message.queue, state), 1.0)
         if state != "done" and isinstance(verdict, (RunAgain, Dead)) and isinstance(verdict.error, WorkerLost):
             heard.add((ATTEMPTS, message.task, "lost"), 1.0)
