@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -161,22 +161,18 @@ class DeadLetters:
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
         start = None if after is None else _place_of(after)
-        left: Iterator[DeadLetter] = filter(
-            _filter(task, reason, queue), self._since(0.0 if start is None else start[0])
+        broker, matches = self._bridge.broker, _filter(task, reason, queue)
+        since = (
+            broker.dead_letters_since(start[0] if start else 0.0)
+            if isinstance(broker, PagingBroker)
+            else sorted(broker.dead_letters(), key=_place)
         )
-        if start is not None:
-            left = (letter for letter in left if _place(letter) > start)
+        left = (each for each in since if matches(each) and (start is None or _place(each) > start))
         page = list(islice(left, limit))
         is_last = next(left, None) is None
         return DeadPage(
             entries=tuple(map(self.shown, page)), next=None if is_last else f"{page[-1].died_at!r}:{page[-1].id}"
         )
-
-    def _since(self, died_at: float) -> Iterator[DeadLetter]:
-        broker = self._bridge.broker
-        if isinstance(broker, PagingBroker):
-            return broker.dead_letters_since(died_at)
-        return iter(sorted(broker.dead_letters(), key=_place))
 
     def get(self, id: str) -> DeadEntry:
         """Return one dead letter; raise `NoSuchDeadLetter` if there is none of this id."""

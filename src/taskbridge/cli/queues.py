@@ -37,11 +37,9 @@ def queues(bridge: Bridge, arguments: Namespace) -> cli.Output:
     with suppress(UnsupportedError, StoreUnavailable):  # it has no store, or that is away
         paused = bridge.paused()
     states = {each.queue: f"paused{until_text(each)}" for each in paused}
-    rows = [
-        (queue, str(number), *([states.get(queue, "")] if states else [])) for queue, number in counts.waiting.items()
-    ]
+    rows = [(queue, str(number), states.get(queue, "")) for queue, number in counts.waiting.items()]
     tasks = [f"\ntasks {each.task} paused{until_text(each)}" for each in paused if each.task is not None]
-    waiting = table(("queue", "waiting", "") if states else ("queue", "waiting"), rows, right="waiting")
+    waiting = table(("queue", "waiting", ""), rows, right="waiting")
     return cli.Output(
         text=f"{waiting}\n\ndelayed {counts.delayed}, dead {counts.dead}{''.join(tasks)}{more}",
         data={

@@ -21,12 +21,6 @@ Look after the store: the database of status, results, cancellations, schedules 
 _TIMEOUT_S: Final = 60.0  # how long it may take: another that makes the same tables goes first
 
 
-def _bridge(arguments: Namespace) -> Bridge:
-    if arguments.url is not None:
-        return Bridge("inline://", store=arguments.url)
-    return any_bridge(arguments)
-
-
 @command(
     "init",
     "make its tables, or bring them up to date",
@@ -37,7 +31,7 @@ def _bridge(arguments: Namespace) -> Bridge:
         nargs="?",
     ),
     argument("--url", "URL", "the store, such as postgresql://user:password@host/database"),
-    opens=_bridge,
+    opens=lambda given: any_bridge(given) if given.url is None else Bridge("inline://", store=given.url),
 )
 def _init(bridge: Bridge, arguments: Namespace) -> Output:
     """Make the store's tables, or bring those of an earlier release up to date.

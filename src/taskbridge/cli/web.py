@@ -8,7 +8,6 @@ import socket
 from argparse import Namespace
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6
-from types import FrameType
 
 from taskbridge import Bridge
 from taskbridge.cli import command as cli
@@ -54,11 +53,8 @@ def web(bridge: Bridge, arguments: Namespace) -> cli.Output:
         say(f"everybody who reaches {host} reads all arguments{acts}: put a login before it", logging.WARNING)
     server = uvicorn.Server(uvicorn.Config(served, log_level="warning", timeout_keep_alive=30))
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        server.should_exit = True
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)  # until uvicorn has its own handlers; it raises the signal again in the end
+    for number in (signal.SIGTERM, signal.SIGINT):  # until uvicorn has its own handlers; it raises the signal again
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     try:
         listening = socket.create_server((host, arguments.port), family=AF_INET6 if ":" in host else AF_INET)
     except OSError as exc:
