@@ -178,9 +178,7 @@ class Pauses(Background):
             self._back_at = min(earliest, now + MOST_PUT_OFF_S)
             return self._back_at - now
 
-    def close(self) -> None:
-        """End the thread."""
-        self.stop()
+    close = Background.stop
 
     def run(self, stop: threading.Event) -> None:
         """Keep what is known new."""

@@ -199,7 +199,7 @@ def scheduler(bridge: Bridge, arguments: Namespace) -> cli.Output:
     cli.check_has_tasks(bridge, arguments.app)
     names = [each.name for each in bridge.schedules.list()]
     stop = locks.Event()
-    former = {each: signal.signal(each, lambda *_: stop.set()) for each in (signal.SIGTERM, signal.SIGINT)}
+    former = {each: signal.signal(each, lambda number, frame: stop.set()) for each in (signal.SIGTERM, signal.SIGINT)}
     shown = ", ".join(names) or "those that are added"
     say(f"sending by {len(names)} schedules of {arguments.app} to {bridge.settings.url.safe_url}: {shown}")
     thread = threading.Thread(target=Scheduler(bridge).run, args=(stop,), name="taskbridge-scheduler", daemon=True)

@@ -54,7 +54,7 @@ def web(bridge: Bridge, arguments: Namespace) -> cli.Output:
     server = uvicorn.Server(uvicorn.Config(served, log_level="warning", timeout_keep_alive=30))
 
     for number in (signal.SIGTERM, signal.SIGINT):  # until uvicorn has its own handlers; it raises the signal again
-        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+        signal.signal(number, lambda number, frame: setattr(server, "should_exit", True))
     try:
         listening = socket.create_server((host, arguments.port), family=AF_INET6 if ":" in host else AF_INET)
     except OSError as exc:
