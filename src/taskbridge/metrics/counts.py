@@ -101,26 +101,6 @@ class Counts(Observer):
             heard.add((ATTEMPTS, message.task, "lost"), 1.0)
 
 
-class _Rows(dict[tuple[str, ...], list[float]]):
-    """What was heard, by metric and the values of its labels: each time, or a 1 each time; of a run, also its wait.
-
-    What a message names that is not known here shares a row.
-    """
-
-    def __init__(self, bridge: Bridge) -> None:
-        super().__init__()
-        self._bridge = bridge
-
-    def __missing__(self, key: tuple[str, ...]) -> list[float]:
-        name, *labels = key
-        known = map(self._known, COUNTED[name].labels, labels)
-        return self.setdefault((name, *known), [])
-
-    def _known(self, label: str, value: str) -> str:
-        is_known = {"task": self._bridge.knows, "queue": self._bridge.queues().__contains__}.get(label)
-        return value if is_known is None or is_known(value) else UNKNOWN
-
-
 class _Heard(Background):
     """What was heard in this process, and the thread that hands it on."""
 
@@ -129,7 +109,7 @@ class _Heard(Background):
         self._deliver = deliver
         self._flushing = locks.Lock()
         self._bridge = bridge
-        self._rows = _Rows(bridge)
+        self._rows: dict[tuple[str, ...], list[float]] = {}  # each time, or a 1 each time; of a run, also its wait
         self._zeros: Batch = []
         self._see_to_thread()
 
@@ -143,10 +123,16 @@ class _Heard(Background):
 
     def add(self, key: tuple[str, ...], *values: float) -> None:
         """Note numbers in the row of a metric and the values of its labels."""
-        row = self._rows[key]
+        if (row := self._rows.get(key)) is None:
+            row = self._rows.setdefault((key[0], *map(self._known, COUNTED[key[0]].labels, key[1:])), [])
         row += values
         if len(row) > _MOST_HEARD:
             self._see_to_thread()
+
+    def _known(self, label: str, value: str) -> str:
+        """Return the value of a label; what is not known here shares a row."""
+        is_known = {"task": self._bridge.knows, "queue": self._bridge.queues().__contains__}.get(label)
+        return value if is_known is None or is_known(value) else UNKNOWN
 
     def _see_to_thread(self) -> None:
         try:
