@@ -51,7 +51,6 @@ Exit codes: 0 all is well; 1 what was looked at is not as it should be; 2 it can
 
 
 @command.command(
-    "completion",
     "let your shell complete commands and options",
     command.argument("shell", "SHELL", "bash, zsh or fish", choices=("bash", "zsh", "fish")),
     opens=command.no_bridge,

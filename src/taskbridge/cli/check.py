@@ -36,7 +36,6 @@ _DISTRIBUTIONS: Final = {"celery": ("celery", "kombu"), "amqp": ("pika",)}
 
 
 @command(
-    "check",
     "is everything there that an application needs?",
     MODULE_OR_NONE,
     URL,

@@ -180,11 +180,11 @@ def _operator() -> str:
         return str(os.getuid())
 
 
-def command(name: str, help: str, *arguments: Argument, opens: Opens = stored_bridge) -> Callable[[Run], Command]:
-    """Return a decorator that makes a command of a function, whose docstring is the command's description."""
+def command(help: str, *arguments: Argument, opens: Opens = stored_bridge) -> Callable[[Run], Command]:
+    """Return a decorator that makes a command of a function: it has its name, and its docstring as the description."""
 
     def make(run: Run) -> Command:
-        description = cleandoc(run.__doc__ or "")
+        name, description = getattr(run, "__name__", "").lstrip("_"), cleandoc(run.__doc__ or "")
         return Command(name=name, help=help, description=description, arguments=arguments, opens=opens, run=run)
 
     return make

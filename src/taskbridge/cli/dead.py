@@ -44,7 +44,6 @@ _SHOWN_IDS: Final = 5
 
 
 @cli.command(
-    "list",
     "list dead letters",
     cli.argument("--last", "N", "only the last N", type=cli.count),
     *_FILTERS,
@@ -72,7 +71,6 @@ def _none(arguments: Namespace) -> str:
 
 
 @cli.command(
-    "show",
     "show one, with its traceback",
     cli.argument("id", "ID", "its id, or the beginning of it"),
     *cli.SETTINGS,
@@ -90,7 +88,6 @@ def _show(bridge: Bridge, arguments: Namespace) -> cli.Output:
 
 
 @cli.command(
-    "replay",
     "send some again",
     *_CHOSEN,
     cli.argument("--per-second", "N", "start at most N in a second; default: all at once", type=cli.above_zero),
@@ -134,9 +131,7 @@ def _replay(bridge: Bridge, arguments: Namespace) -> cli.Output:
     )
 
 
-@cli.command(
-    "purge", "forget some for good", *_CHOSEN, cli.flag("--yes", "do not ask"), *cli.SETTINGS, opens=cli.server_bridge
-)
+@cli.command("forget some for good", *_CHOSEN, cli.flag("--yes", "do not ask"), *cli.SETTINGS, opens=cli.server_bridge)
 def _purge(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Forget dead letters for good. Asks first, unless --yes is given.
 

@@ -18,7 +18,6 @@ _ID = cli.argument("id", "ID", "the flow's whole id, as its handle has it")
 
 
 @cli.command(
-    "ls",
     "list flows",
     cli.MODULE_OR_NONE,
     cli.argument("--state", "STATE", f"one of {', '.join(_STATES)}", choices=_STATES),
@@ -49,7 +48,6 @@ def _ls(bridge: Bridge, arguments: Namespace) -> cli.Output:
 
 
 @cli.command(
-    "show",
     "show one, with its steps",
     _ID,
     cli.argument("--first", "N", "the first step that is shown; default: 1", type=cli.count, default=1),
@@ -77,7 +75,7 @@ def _show(bridge: Bridge, arguments: Namespace) -> cli.Output:
     return cli.Output(text=f"{_described(found)}{listed}{more}", data=data)
 
 
-@cli.command("cancel", "start no more of its steps", _ID, *cli.SETTINGS)
+@cli.command("start no more of its steps", _ID, *cli.SETTINGS)
 def _cancel(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Cancel a flow: it starts no step from 1 s on, and the steps that run are told, by `current().cancelled`.
 
@@ -91,7 +89,7 @@ def _cancel(bridge: Bridge, arguments: Namespace) -> cli.Output:
     return cli.Output(text=f"too late: it is {_ended(found)}", data=asdict(found), code=1)
 
 
-@cli.command("retry", "go on with one that did not end well, or is stalled", _ID, *cli.SETTINGS)
+@cli.command("go on with one that did not end well, or is stalled", _ID, *cli.SETTINGS)
 def _retry(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Go on with a flow: its dead steps are replayed, and what was lost or given up is sent again under the same ids.
 

@@ -18,7 +18,6 @@ _ID = argument("id", "ID", "the message's id")
 
 
 @command(
-    "status",
     "what a message is doing",
     _ID,
     flag("--watch", "show how far it has come until it has ended, and then its status"),
@@ -68,7 +67,7 @@ def _so_far(found: Status) -> str:
     return f"  {shown}  {progress.done:g}/{progress.total:g}  {progress.note}".rstrip()
 
 
-@command("cancel", "cancel a message", _ID, flag("--interrupt", "interrupt it if it runs"), *SETTINGS)
+@command("cancel a message", _ID, flag("--interrupt", "interrupt it if it runs"), *SETTINGS)
 def cancel(bridge: Bridge, arguments: Namespace) -> Output:
     """Cancel a message for good: what has not started never starts, whether workers are up or not.
 

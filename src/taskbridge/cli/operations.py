@@ -27,7 +27,7 @@ _MOST_ERROR: Final = 100  # characters of an error in a table
 _LEVELS: Final = " .:-=+*#%@"
 
 
-@cli.command("running", "what runs now", cli.MODULE_OR_NONE, cli.URL, cli.JSON)
+@cli.command("what runs now", cli.MODULE_OR_NONE, cli.URL, cli.JSON)
 def running(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show what runs now, the earliest first, and where.
 
@@ -41,7 +41,7 @@ def running(bridge: Bridge, arguments: Namespace) -> cli.Output:
     return cli.Output(text=text, data=[asdict(each) for each in found])
 
 
-@cli.command("failures", "what failed in the last 24 hours", cli.MODULE_OR_NONE, cli.URL, cli.JSON)
+@cli.command("what failed in the last 24 hours", cli.MODULE_OR_NONE, cli.URL, cli.JSON)
 def failures(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show the failures of the last 24 hours, equal ones in one line, the latest first.
 
@@ -71,7 +71,6 @@ def _error(error: ErrorInfo | None) -> str:
 
 
 @cli.command(
-    "ls",
     "list messages",
     cli.MODULE_OR_NONE,
     cli.argument("--task", "GLOB", "only of tasks whose names match, such as 'shop.email.*'", default="*"),
@@ -124,7 +123,7 @@ messages: Final = cli.Command(
 )
 
 
-@cli.command("top", "watch what goes on", cli.MODULE_OR_NONE, cli.flag("--once", "print it once, and end"), cli.URL)
+@cli.command("watch what goes on", cli.MODULE_OR_NONE, cli.flag("--once", "print it once, and end"), cli.URL)
 def top(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show queues, rates, what runs and what failed, again every 2 seconds until Ctrl-C.
 

@@ -43,7 +43,6 @@ def _bridge(arguments: Namespace) -> Bridge:
 
 
 @cli.command(
-    "pause",
     "let nothing of a queue or a task start",
     *_WHAT,
     cli.argument("--until", "TIME", "resume by itself: 90s, 30m, 2h, 1d, or a time", type=_until),
@@ -77,7 +76,7 @@ def pause(bridge: Bridge, arguments: Namespace) -> cli.Output:
     return cli.Output(text=text, data=found and asdict(found), acts=_acts("pause", arguments))
 
 
-@cli.command("resume", "let what is paused start again", *_WHAT, *cli.SETTINGS, opens=_bridge)
+@cli.command("let what is paused start again", *_WHAT, *cli.SETTINGS, opens=_bridge)
 def resume(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Let messages of a queue start again, or those of the tasks of a glob that was paused.
 

@@ -16,9 +16,7 @@ from taskbridge.declaration import Declaration
 from taskbridge.routing import Route
 
 
-@cli.command(
-    "queues", "how much waits, is delayed, is dead", cli.MODULE_OR_NONE, cli.URL, cli.JSON, opens=cli.server_bridge
-)
+@cli.command("how much waits, is delayed, is dead", cli.MODULE_OR_NONE, cli.URL, cli.JSON, opens=cli.server_bridge)
 def queues(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show how many messages wait in each known queue, and how many are delayed and dead.
 
@@ -69,7 +67,6 @@ def _bridge(arguments: Namespace) -> Bridge:
 
 
 @cli.command(
-    "health",
     "whether workers consume the queues",
     cli.MODULE_OR_NONE,
     cli.URL,
@@ -113,7 +110,7 @@ def health(bridge: Bridge, arguments: Namespace) -> cli.Output:
     return cli.Output(text=text, data=data, code=0 if data["ok"] else 1)
 
 
-@cli.command("metrics", "what waits, in Prometheus' format", cli.MODULE_OR_NONE, cli.URL, opens=cli.server_bridge)
+@cli.command("what waits, in Prometheus' format", cli.MODULE_OR_NONE, cli.URL, opens=cli.server_bridge)
 def metrics(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Print once, in Prometheus' text format, what broker and store tell: what waits, is delayed and is dead.
 
@@ -127,7 +124,7 @@ def metrics(bridge: Bridge, arguments: Namespace) -> cli.Output:
     return cli.Output(text=text_of(bridge))
 
 
-@cli.command("routes", "where each task's messages go, and why", cli.MODULE, cli.URL, cli.JSON, opens=cli.app_bridge)
+@cli.command("where each task's messages go, and why", cli.MODULE, cli.URL, cli.JSON, opens=cli.app_bridge)
 def routes(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show for each task of MODULE its queue and the rule that chose it, its priority and its retry policy.
 

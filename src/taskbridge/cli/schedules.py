@@ -52,7 +52,6 @@ def _json(text: str) -> Any:
 
 
 @cli.command(
-    "schedules",
     "what is due next, pausing it, and adding more",
     cli.argument(
         "words",
@@ -179,10 +178,7 @@ def _utc(moment: datetime) -> str:
 
 
 @cli.command(
-    "scheduler",
-    "send what schedules say, and run nothing",
-    *(cli.MODULE, cli.URL, *cli.LOG_ARGUMENTS),
-    opens=cli.logging_bridge,
+    "send what schedules say, and run nothing", *(cli.MODULE, cli.URL, *cli.LOG_ARGUMENTS), opens=cli.logging_bridge
 )
 def scheduler(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Send what the schedules of MODULE say, and run nothing.

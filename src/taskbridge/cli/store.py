@@ -22,7 +22,6 @@ _TIMEOUT_S: Final = 60.0  # how long it may take: another that makes the same ta
 
 
 @command(
-    "init",
     "make its tables, or bring them up to date",
     argument(
         "app",

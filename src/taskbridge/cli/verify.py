@@ -13,7 +13,6 @@ from taskbridge.cli.output import line, say
 
 
 @command(
-    "verify",
     "try every rule on your own servers",
     argument("urls", "URL", "an engine and broker, such as inline:// or celery+redis://...", nargs="*"),
     argument("--rule", "R", "only this rule; may be given several times", type=words, action="extend"),

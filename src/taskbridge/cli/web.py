@@ -16,7 +16,6 @@ from taskbridge.exceptions import NotInstalledError
 
 
 @cli.command(
-    "web",
     "serve a page that shows what goes on",
     cli.MODULE_OR_NONE,
     cli.URL,

@@ -38,7 +38,6 @@ def _opened(arguments: Namespace) -> Bridge:
 
 
 @cli.command(
-    "worker",
     "start workers for an application",
     cli.MODULE,
     cli.URL,

@@ -56,7 +56,6 @@ def _bridge(arguments: Namespace) -> Bridge:
 
 
 @cli.command(
-    "import_beat",
     "take over the schedules of Celery beat",
     cli.flag("--dry-run", "say what would be done, and do nothing"),
     cli.argument(
