@@ -15,7 +15,6 @@ from taskbridge.cli.output import say, table
 from taskbridge.engines.base import APP_VARIABLE
 from taskbridge.exceptions import nearest
 from taskbridge.schedules.sender import Scheduler
-from taskbridge.tasks import Call, SendOptions
 
 _LOOK_S: Final = 0.5
 
@@ -122,8 +121,7 @@ def schedules(bridge: Bridge, arguments: Namespace) -> cli.Output:
 
 def _add(bridge: Bridge, arguments: Namespace, name: str, task: str) -> None:
     given = {option: value for option in _ADDING if (value := getattr(arguments, option)) is not None}
-    declaration = bridge.declaration_of(task)
-    if declaration is None:
+    if not bridge.knows(task):
         hint = nearest(task, [each.name for each in bridge.declarations()])
         raise cli.UsageError(f"schedules add: there is no task {task!r}{hint}")
     args: list[Any] = given.pop("args", [])
@@ -131,10 +129,8 @@ def _add(bridge: Bridge, arguments: Namespace, name: str, task: str) -> None:
     if (type(args), type(kwargs)) != (list, dict):
         raise cli.UsageError("schedules add: --args must be a JSON list, and --kwargs a JSON object")
     try:
-        options = SendOptions(queue=given.pop("queue", None), priority=given.pop("priority", None))
-        declaration.check(args, kwargs)
-        call: Call[Any] = Call(declaration=declaration, args=tuple(args), kwargs=kwargs, options=options)
-        bridge.schedules.put(name, call, **given)
+        sendable = bridge.named(task).using(queue=given.pop("queue", None), priority=given.pop("priority", None))
+        bridge.schedules.put(name, sendable.call(*args, **kwargs), **given)
     except (TypeError, ValueError) as exc:
         raise cli.UsageError(f"schedules add: {exc}") from exc
 
