@@ -177,7 +177,7 @@ class SessionOutbox(_Sends):
         if not isinstance(engine, Engine):
             raise TypeError(f"workers look by threads: SessionOutbox takes what create_engine makes, not {engine!r}")
         self.table: Table = table
-        self.outbox: SessionOutbox = self
+        self.outbox: SessionOutbox = self  # for it is the bridge's transactions, too
         self._bridge = bridge
         self._engine = engine
         self._of_current = current
