@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -93,6 +93,8 @@ Progress = Callable[[int], object]
 
 RedactT = TypeVar("RedactT", bound=Redact)
 
+_Delayed = tuple[Message, float]  # and its delay since it was sent, where that of a record begins
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeadPage:
@@ -159,22 +161,18 @@ class DeadLetters:
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
         start = None if after is None else _place_of(after)
-        left: Iterator[DeadLetter] = filter(
-            _filter(task, reason, queue), self._since(0.0 if start is None else start[0])
+        broker, matches = self._bridge.broker, _filter(task, reason, queue)
+        since = (
+            broker.dead_letters_since(start[0] if start else 0.0)
+            if isinstance(broker, PagingBroker)
+            else sorted(broker.dead_letters(), key=_place)
         )
-        if start is not None:
-            left = (letter for letter in left if _place(letter) > start)
+        left = (each for each in since if matches(each) and (start is None or _place(each) > start))
         page = list(islice(left, limit))
         is_last = next(left, None) is None
         return DeadPage(
             entries=tuple(map(self.shown, page)), next=None if is_last else f"{page[-1].died_at!r}:{page[-1].id}"
         )
-
-    def _since(self, died_at: float) -> Iterator[DeadLetter]:
-        broker = self._bridge.broker
-        if isinstance(broker, PagingBroker):
-            return broker.dead_letters_since(died_at)
-        return iter(sorted(broker.dead_letters(), key=_place))
 
     def get(self, id: str) -> DeadEntry:
         """Return one dead letter; raise `NoSuchDeadLetter` if there is none of this id."""
@@ -256,10 +254,8 @@ class DeadLetters:
     ) -> Replayed:
         if per_second is not None and not 0 < per_second < inf:
             raise ValueError(f"per_second must be above 0, not {per_second}")
-        delays: dict[str, float] = {}  # from now on
-        again: dict[str, Message] = {}
-        unique: dict[str, Message] = {}
-        steps: dict[str, Message] = {}
+        has_store, delays = self._bridge.store is not None, dict[str, float]()  # from now on
+        again, unique, steps = dict[str, _Delayed](), dict[str, _Delayed](), dict[str, _Delayed]()
         unreadable: dict[str, None] = {}
 
         def decide(letter: DeadLetter) -> Taken | None:
@@ -268,24 +264,20 @@ class DeadLetters:
             if letter.message is None:
                 unreadable[letter.id] = None
                 return None
-            message = letter.message.replayed(self._bridge.now())
+            now = self._bridge.now()
             wanted_s = 0.0 if per_second is None else len(delays) / per_second
             delay_s = delays.setdefault(letter.id, min(wanted_s, LONGEST_DELAY_S))
-            message = replace(message, due_at=self._bridge.now() + delay_s)  # the stagger is no wait for a worker
-            if message.flow and self._bridge.store is not None:
-                steps[letter.id] = message
-                return None
-            if message.unique and self._bridge.store is not None:
-                unique[letter.id] = message
-                return None
-            again[letter.id] = message
-            return Taken(message=message, delay_s=delay_s)
+            # The stagger is no wait for a worker.
+            message = replace(letter.message.replayed(now), due_at=now + delay_s)
+            kept = steps if has_store and message.flow else unique if has_store and message.unique else again
+            kept[letter.id] = message, max(0.0, now + delay_s - message.enqueued_at) if delay_s else 0.0
+            return Taken(message=message, delay_s=delay_s) if kept is again else None
 
         ids = self._take(decide, wanted, progress)
-        self._record([self._delayed(again[each], delays[each]) for each in ids])
-        ids += (released := self._replay_unique([self._delayed(unique[each], delays[each]) for each in unique]))
+        self._record([again[each] for each in ids])
+        ids += (released := self._replay_unique([*unique.values()]))
         if steps:
-            ids += self._bridge.flows.replay([self._delayed(steps[each], delays[each]) for each in steps])
+            ids += self._bridge.flows.replay([*steps.values()])
         if ids:
             _log.info("replayed %d dead letters", len(ids))
             self._bridge.work_is_there()
@@ -294,7 +286,7 @@ class DeadLetters:
         held = tuple(each for each in unique if each not in released)
         return Replayed(ids=ids, missing=missing, unreadable=tuple(unreadable), held=held)
 
-    def _replay_unique(self, messages: Sequence[tuple[Message, float]]) -> tuple[str, ...]:
+    def _replay_unique(self, messages: Sequence[_Delayed]) -> tuple[str, ...]:
         """Replay messages whose keys are free, and return their ids: each is in the outbox before its letter goes."""
         store, timeout_s = self._bridge.store, self._bridge.settings.send_timeout_s
         if store is None or not messages:
@@ -307,11 +299,7 @@ class DeadLetters:
             free += [message for message, _ in new]
         return tuple(message.id for message in free)
 
-    def _delayed(self, message: Message, delay_s: float) -> tuple[Message, float]:
-        """Return a message and its delay since it was sent, where that of a record begins."""
-        return message, max(0.0, self._bridge.now() + delay_s - message.enqueued_at) if delay_s else 0.0
-
-    def _record(self, messages: Sequence[tuple[Message, float]]) -> None:
+    def _record(self, messages: Sequence[_Delayed]) -> None:
         """Record that messages wait again, each with its delay since it was sent.
 
         Of tasks that are not declared here it isn't known whether they are recorded; those messages are that were so
@@ -381,7 +369,17 @@ class DeadLetters:
 
 def entry_of(letter: DeadLetter) -> DeadEntry:
     """Return all that is known of a dead letter."""
-    entry = DeadEntry(
+    about: dict[str, Any] = {}
+    if (message := letter.message) is not None:
+        try:
+            about["args"] = tuple(codec.loads_array(message.args_json))
+            about["kwargs"] = codec.loads_object(message.kwargs_json)
+        except DecodeError:
+            about = {"unreadable_arguments": f"{message.args_json} {message.kwargs_json}"}
+        about |= {name: getattr(message, name) for name in ("task", "queue", "priority", "replays")}
+        about |= {"attempts": message.attempt, "headers": dict(message.headers)}
+        about |= {"enqueued_at": moment(message.enqueued_at), "expires_at": moment(message.expires_at)}
+    return DeadEntry(
         id=letter.id,
         reason=letter.reason,
         error=letter.error,
@@ -389,28 +387,7 @@ def entry_of(letter: DeadLetter) -> DeadEntry:
         died_at=moment(letter.died_at or None),
         worker=letter.worker or None,
         raw=letter.raw,
-    )
-    message = letter.message
-    if message is None:
-        return entry
-    try:
-        args, kwargs = tuple(codec.loads_array(message.args_json)), codec.loads_object(message.kwargs_json)
-        unreadable = None
-    except DecodeError:
-        args, kwargs, unreadable = (), {}, f"{message.args_json} {message.kwargs_json}"
-    return replace(
-        entry,
-        task=message.task,
-        queue=message.queue,
-        priority=message.priority,
-        attempts=message.attempt,
-        replays=message.replays,
-        args=args,
-        kwargs=kwargs,
-        unreadable_arguments=unreadable,
-        headers=dict(message.headers),
-        enqueued_at=moment(message.enqueued_at),
-        expires_at=moment(message.expires_at),
+        **about,
     )
 
 

@@ -65,7 +65,9 @@ def examine(
     if not isinstance(broker, SignBroker):
         raise UnsupportedError("health", url.target, "its workers are threads of this very process")
     began = time.monotonic()
-    paused = _paused(pauses)
+    paused: Collection[str | None] = ()
+    with suppress(StoreUnavailable):  # then nothing is known to be paused
+        paused = {each.queue for each in (() if pauses is None else pauses.all(timeout_s=_PAUSES_S))}
     probes = [make_probe(queue, now=now, life_s=timeout_s) for queue in queues if queue not in paused]
     signs = {probe.queue: (answer_sign(probe), busy_sign(url.engine, probe.queue)) for probe in probes}
     if not probes:
@@ -79,12 +81,6 @@ def examine(
         except BrokerUnavailable as exc:
             _log.info("the probes are left to expire: %s", exc.problem)
     return Health(queues={queue: found.get(queue, "paused") for queue in queues}, seconds=time.monotonic() - began)
-
-
-def _paused(pauses: Pauses | None) -> Collection[str | None]:
-    with suppress(StoreUnavailable):  # then nothing is known to be paused
-        return {each.queue for each in (() if pauses is None else pauses.all(timeout_s=_PAUSES_S))}
-    return ()
 
 
 def _wait(

@@ -6,10 +6,10 @@ for nothing, and is not told of what it is not there for: health's probes, and m
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from taskbridge.logs import logger
 from taskbridge.retry import CancelledVerdict, Dead, Discarded, Done, RunAgain
@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 
 Outcome = Literal["done", "retried", "dead", "cancelled", "discarded", "given_back"]
 """How a run ended, as traces call it."""
+
+OUTCOMES: Final[Mapping[type, Outcome]] = {
+    Done: "done",
+    RunAgain: "retried",
+    Dead: "dead",
+    CancelledVerdict: "cancelled",  # before what it is a kind of
+    Discarded: "discarded",
+}
+"""By kind of verdict; one that is none of these, but of a subclass, ends no attempt."""
 
 _log = logger("taskbridge.observers")
 
@@ -59,19 +68,10 @@ class Observer:
 
 def outcome_of(verdict: Verdict) -> tuple[Outcome, BaseException | None]:
     """Return how a run ended, and what it raised, if that matters: for retries, dead letters and cancelled runs."""
-    match verdict:
-        case Done():
-            return "done", None
-        case RunAgain(_, error):
-            return "retried", error
-        case Dead(_, error):
-            return "dead", error
-        case CancelledVerdict(_, error):
-            return "cancelled", error
-        case Discarded():
-            return "discarded", None
-        case _:
-            return "given_back", None
+    for kind, outcome in OUTCOMES.items():
+        if isinstance(verdict, kind):
+            return outcome, getattr(verdict, "error", None)
+    return "given_back", None
 
 
 def tell(observers: Sequence[Observer], method: str, *facts: Any) -> None:

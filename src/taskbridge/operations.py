@@ -370,15 +370,14 @@ class Operations:
         of_all = [(at, key, state) for state, each in zip(states, found, strict=True) for key, at in each]
         latest = sorted(of_all, reverse=True)[:most]
         records = store.records.find([key for _, key, _ in latest], timeout_s=self._timeout_s)
-        sound = [
-            None if record is None or record.state != state else record
-            for (_, _, state), record in zip(latest, records, strict=True)
-        ]
-        wrong: list[tuple[str, float, tuple[str, ...]]] = [
-            (key, at, (state,)) for (at, key, state), each in zip(latest, sound, strict=True) if each is None
-        ]
+        listed: list[tuple[float, str, Status | None]] = []
+        wrong: list[tuple[str, float, tuple[str, ...]]] = []
+        for (at, key, state), record in zip(latest, records, strict=True):
+            is_sound = record is not None and record.state == state
+            listed.append((at, key, record if is_sound else None))
+            wrong += [] if is_sound else [(key, at, (state,))]
         self._unlist(store, wrong)
-        return [(at, key, record) for (at, key, _), record in zip(latest, sound, strict=True)]
+        return listed
 
     def _oldest(self, queues: Sequence[str]) -> dict[str, float]:
         """Return for how long the oldest message of each queue has waited, where one does."""

@@ -112,24 +112,23 @@ class Pauses(Background):
         now = self._now()
         if until is not None and timestamp(until, name="until") <= now:
             raise ValueError(f"until must be in the future, not {until.isoformat()}")
-        self._change(Pause(queue=queue, task=task, since=moment(now), until=until), is_paused=True)
+        self._change((queue, task), Pause(queue=queue, task=task, since=moment(now), until=until))
 
     def resume(self, queue: str | None, task: str | None) -> bool:
         """Resume a queue, or the tasks of a glob; return whether it was paused."""
-        pause = Pause(queue=queue, task=task, since=moment(self._now()), until=None)
-        return self._change(pause, is_paused=False)
+        return self._change((queue, task), None)
 
-    def _change(self, pause: Pause, *, is_paused: bool) -> bool:
-        """Put a pause in the place of what is in force, or end that; return whether there was one."""
+    def _change(self, what: tuple[str | None, str | None], pause: Pause | None) -> bool:
+        """Put a pause in the place of what is in force, or end that if it is None; return whether there was one."""
         deadline = monotonic() + self._timeout_s
         while (left_s := deadline - monotonic()) > 0:
             text = self._get(left_s)
             found = {(each.queue, each.task): each for each in self._in_force(_readable(text))}
-            former = found.get((pause.queue, pause.task))
-            if is_paused:
-                found[pause.queue, pause.task] = pause if former is None else replace(former, until=pause.until)
-            elif former is not None:
-                del found[pause.queue, pause.task]
+            former = found.get(what)
+            if pause is None:
+                found.pop(what, None)
+            else:
+                found[what] = pause if former is None else replace(former, until=pause.until)
             rows = [
                 [each.queue, each.task, each.since.timestamp(), each.until and each.until.timestamp()]
                 for each in found.values()
@@ -178,9 +177,7 @@ class Pauses(Background):
             self._back_at = min(earliest, now + MOST_PUT_OFF_S)
             return self._back_at - now
 
-    def close(self) -> None:
-        """End the thread."""
-        self.stop()
+    close = Background.stop
 
     def run(self, stop: threading.Event) -> None:
         """Keep what is known new."""

@@ -74,6 +74,7 @@ Ended = tuple[str, str, type[Verdict], ErrorInfo | None]
 
 _KINDS: Final[Mapping[type[Verdict], int]] = {Done: 0, RunAgain: 1, Dead: 2, Discarded: 3}
 _Group = tuple[int, int, float, float, str]
+_RUN: Final = is_text, is_text, is_text, is_count, is_time  # what a process tells of a run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,16 +213,13 @@ def read(backend: Backend, *, timeout_s: float) -> tuple[list[tuple[Worker, tupl
                 seen_at=moment(float(seen_at)),
                 started_at=moment(float(started_at)),
             )
-            told.append((worker, tuple(_runs(worker.name, found.get("running")))))
+            runs = [each[:5] for each in _list(found.get("running")) if begins_with(each, *_RUN)]
+            running = tuple(
+                Running(task=task, id=each, queue=of, attempt=attempt, since=moment(float(since)), worker=worker.name)
+                for task, each, of, attempt, since in runs
+            )
+            told.append((worker, running))
     return told, tally
-
-
-def _runs(worker: str, found: Any) -> list[Running]:
-    sound = [each[:5] for each in _list(found) if begins_with(each, is_text, is_text, is_text, is_count, is_time)]
-    return [
-        Running(task=task, id=message_id, queue=queue, attempt=attempt, since=moment(float(since)), worker=worker)
-        for task, message_id, queue, attempt, since in sound
-    ]
 
 
 def _key(worker: str) -> str:
@@ -350,16 +348,11 @@ class Vitals(Background):
             self._started_at = self._started_at or now
             here = self._host.settings.url.engine, __version__, [*self._queues()][:_MOST_RUNNING], self._slots()
             rows = [
-                (clipped(each.message.task, _MOST_NAME), each.message.id, each.message.queue, each.message.attempt)
-                for each in running[:_MOST_RUNNING]
+                [clipped(each.task, _MOST_NAME), each.id, each.queue, each.attempt, now - (ticks - run.began)]
+                for run in running[:_MOST_RUNNING]
+                for each in (run.message,)
             ]
-            since = [now - (ticks - each.began) for each in running[:_MOST_RUNNING]]
-            self._write(
-                {
-                    "worker": [*here, len(running), now, self._started_at],
-                    "running": [[*row, at] for row, at in zip(rows, since, strict=True)],
-                }
-            )
+            self._write({"worker": [*here, len(running), now, self._started_at], "running": rows})
             self._shown, self._tell_at = shown, monotonic() + _HEARTBEAT_S
 
     def _gather(self, now: float) -> None:
@@ -389,14 +382,14 @@ class Vitals(Background):
             if found is None:
                 self._told, self._is_registered = Tally(), False  # it was folded
             self._seen = ABSENT if found is None else head_of(found)
-        for _ in range(_TRIES):
-            if self._is_registered:
-                break
+        for _ in range(0 if self._is_registered else _TRIES):
             [registry] = self._backend.get([_REGISTRY], timeout_s=timeout_s)
             names = [each for each in _names(registry) if each != self._name]
             text = _following(registry, {"workers": [*names, self._name][-_MOST_PROCESSES:]})
             write = Write(_REGISTRY, head_of(registry), text)
-            self._is_registered = self._backend.write([write], timeout_s=timeout_s)[0]
+            if self._backend.write([write], timeout_s=timeout_s)[0]:
+                self._is_registered = True
+                break
 
     # Folding
 

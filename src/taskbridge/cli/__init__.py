@@ -18,7 +18,6 @@ from taskbridge.cli import (
     dead,
     flows,
     messages,
-    metrics,
     operations,
     pauses,
     queues,
@@ -52,9 +51,9 @@ Exit codes: 0 all is well; 1 what was looked at is not as it should be; 2 it can
 
 
 @command.command(
-    "completion",
     "let your shell complete commands and options",
-    command.argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish"),
+    command.argument("shell", "SHELL", "bash, zsh or fish", choices=("bash", "zsh", "fish")),
+    opens=command.no_bridge,
 )
 def completion(bridge: Bridge, arguments: Namespace) -> command.Output:
     """Print what lets a shell complete the commands and options of taskbridge, for the place where it looks for that.
@@ -71,28 +70,10 @@ def completion(bridge: Bridge, arguments: Namespace) -> command.Output:
 
 
 _COMMANDS = (
-    worker.worker,
-    schedules.scheduler,
-    check.check,
-    queues.routes,
-    queues.queues,
-    pauses.pause,
-    pauses.resume,
-    schedules.schedules,
-    queues.health,
-    metrics.metrics,
-    messages.status,
-    messages.cancel,
-    operations.running,
-    operations.failures,
-    operations.messages,
-    operations.top,
-    dead.dead,
-    flows.flow,
-    store.store,
-    verify.verify,
-    web.web,
-    completion,
+    *(worker.worker, schedules.scheduler, check.check, queues.routes, queues.queues, pauses.pause, pauses.resume),
+    *(schedules.schedules, queues.health, queues.metrics, messages.status, messages.cancel, operations.running),
+    *(operations.failures, operations.messages, operations.top, dead.dead, flows.flow, store.store, verify.verify),
+    *(web.web, completion),
 )
 
 _CTRL_C = 130  # 128 + SIGINT, what shells expect
@@ -135,8 +116,7 @@ def main(argv: Sequence[str] | None = None, *, more: Sequence[command.Command] =
 
 
 def _fail(text: str) -> None:
-    """Say why a command can't be done: for people, unless its log is for programs."""
-    if log_output.is_plain():
+    if log_output.is_plain():  # else its log is for programs
         said_by.clear()
     say(text, logging.ERROR)
 

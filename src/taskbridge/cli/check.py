@@ -16,7 +16,7 @@ from taskbridge import Bridge
 from taskbridge._version import __version__
 from taskbridge.brokers.base import Remark
 from taskbridge.cli.applications import others
-from taskbridge.cli.command import JSON, MODULE_OR_NONE, URL, Output, any_bridge, argument, command
+from taskbridge.cli.command import JSON, MODULE_OR_NONE, URL, Output, any_bridge, argument, command, flag
 from taskbridge.cli.output import CYAN, GREEN, RED, YELLOW, colored, duration, policy
 from taskbridge.cli.pauses import until_text
 from taskbridge.cli.queues import route_text, unmatched_routes
@@ -36,15 +36,14 @@ _DISTRIBUTIONS: Final = {"celery": ("celery", "kombu"), "amqp": ("pika",)}
 
 
 @command(
-    "check",
     "is everything there that an application needs?",
     MODULE_OR_NONE,
     URL,
-    argument("--deep", action="store_true", help="try what messages need on the real servers, for some seconds"),
+    flag("--deep", "try what messages need on the real servers, for some seconds"),
     argument(
         "--management",
-        metavar="URL",
-        help="with --deep: RabbitMQ's management API, perhaps with a user of its own; default: the broker's host, "
+        "URL",
+        "with --deep: RabbitMQ's management API, perhaps with a user of its own; default: the broker's host, "
         "port 15672 (15671 with TLS)",
     ),
     JSON,
@@ -103,7 +102,8 @@ def _findings(bridge: Bridge, app: str | None) -> Iterator[Remark]:
             yield Remark("tasks", "ok", f"{len(names)}: {', '.join(names)}")
         else:
             yield Remark("tasks", "warning", f"{app} declares none on this bridge: is a @task missing?")
-        yield from _hints(bridge)
+        for problem in chain(*map(unresolved, bridge.declarations())):
+            yield Remark("hints", "note", f"{problem}; it counts as none")
         with suppress(BrokerUnavailable):  # that it doesn't answer was told above
             for text in others(bridge, app, bridge.queues(), is_started=False, timeout_s=settings.send_timeout_s):
                 yield Remark("namespace", "warning", text)
@@ -221,11 +221,6 @@ def _ping(subject: str, place: Callable[[], Any], settings: Settings, is_here: b
         return Remark(subject, "error", exc.problem if isinstance(exc, BrokerUnavailable) else str(exc))
     took_ms = (perf_counter() - started) * 1000
     return Remark(subject, "ok", "in this process" if is_here else f"answers, in {took_ms:.0f} ms")
-
-
-def _hints(bridge: Bridge) -> Iterator[Remark]:
-    for problem in chain(*map(unresolved, bridge.declarations())):
-        yield Remark("hints", "note", f"{problem}; it counts as none")
 
 
 def _priorities(bridge: Bridge) -> Iterator[Remark]:

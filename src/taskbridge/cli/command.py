@@ -8,7 +8,7 @@ import os
 import pwd
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from inspect import cleandoc
@@ -26,163 +26,12 @@ from taskbridge.remedies import COMMANDS, instead
 Subcommands: TypeAlias = "argparse._SubParsersAction[Parser]"  # pyright: ignore[reportPrivateUsage]
 """What `add_subparsers` returns; argparse has no public name for it."""
 
-Argument: TypeAlias = tuple[tuple[str, ...], dict[str, Any]]  # what `ArgumentParser.add_argument` is called with
+Argument: TypeAlias = tuple[str, dict[str, Any]]  # what `ArgumentParser.add_argument` is called with
 
 _log = logger("taskbridge.cli")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Output:
-    """What a command prints, and its exit code."""
-
-    text: str | None = None  # for people; None if there is nothing, or the command has printed it as it went on
-    data: Any = None  # for programs, with `--json`
-    code: int = 0  # the exit code
-    acts: Sequence[tuple[str, str]] = ()  # what was done, and to what, for the hook `operated`
-
-
-Opens: TypeAlias = Callable[[Namespace], Bridge]
-Run: TypeAlias = Callable[[Bridge, Namespace], Output]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Command:
-    """A command: `run` does what it is for, on the bridge that `opens` returns. Or a group of the commands `below`."""
-
-    name: str
-    help: str
-    description: str
-    arguments: tuple[Argument, ...] = ()
-    opens: Opens = lambda _: default_bridge()
-    run: Run | None = None
-    below: tuple[Command, ...] = ()
-
-    def add_to(self, commands: Subcommands) -> None:
-        """Add the command to a command line."""
-        parser = commands.add_parser(self.name, help=self.help, description=self.description)
-        for names, how in self.arguments:
-            parser.add_argument(*names, **how)
-        if self.run is not None:
-            parser.set_defaults(do=self._do)
-            return
-        below: Subcommands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="below", required=True)
-        for each in self.below:
-            each.add_to(below)
-
-    def _do(self, arguments: Namespace) -> int:
-        assert self.run is not None
-        with closing(self.opens(arguments)) as bridge:
-            try:
-                output = self.run(bridge, arguments)
-            except BrokerUnavailable as exc:  # a part may be done
-                _log.info("%s tried %s: %s", _operator(), self.name, exc)
-                raise
-            for action, target in output.acts:
-                bridge.hooks.operated(_operator(), action, target)
-        if getattr(arguments, "json", False):
-            print_json(output.data)
-        elif output.text is not None:
-            print(escaped(output.text, keep=LAYOUT))
-        return output.code
-
-
-def _operator() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name  # what the environment says, anybody can set
-    except KeyError:  # a container's user may have no name
-        return str(os.getuid())
-
-
-def command(
-    name: str, help: str, *arguments: Argument, opens: Opens = lambda _: default_bridge()
-) -> Callable[[Run], Command]:
-    """Return a decorator that makes a command of a function, whose docstring is the command's description."""
-
-    def make(run: Run) -> Command:
-        description = cleandoc(run.__doc__ or "")
-        return Command(name=name, help=help, description=description, arguments=arguments, opens=opens, run=run)
-
-    return make
-
-
-# Arguments that several commands have
-
-
-def argument(*names: str, **how: Any) -> Argument:
-    """Return an argument or option; see `ArgumentParser.add_argument`."""
-    return names, how
-
-
-def count(text: str) -> int:
-    """Return a whole number of at least 1, for `type=`."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"it must be a whole number of at least 1, not {text!r}")
-    return int(text)
-
-
-def port(text: str) -> int:
-    """Return a port, for `type=`; 0 is any that is free."""
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"it must be a number from 0 to 65535, not {text!r}")
-    return int(text)
-
-
-def above_zero(text: str) -> float:
-    """Return a number above 0, for `type=`."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"it must be a number above 0, not {text!r}")
-    return number
-
-
-def words(text: str) -> list[str]:
-    """Return what is separated by commas, for `type=`."""
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-_LEFT_OUT = f"the module that declares the tasks; if left out: the variable {APP_VARIABLE}, or a Django project"
-
-MODULE = argument("app", nargs="?", metavar="MODULE[:BRIDGE]", help=_LEFT_OUT)
-MODULE_OR_NONE = argument(
-    "app", nargs="?", metavar="MODULE[:BRIDGE]", help=f"{_LEFT_OUT}, else none: the environment's settings alone"
-)
-APP = argument(
-    "--app",
-    metavar="MODULE[:BRIDGE]",
-    help=f"the application whose settings count; default: {APP_VARIABLE}, else the environment alone",
-)
-URL = argument(
-    "--url",
-    metavar="URL",
-    help="the engine and broker; wins over TASKBRIDGE_URL and over what the module itself chooses",
-)
-JSON = argument("--json", action="store_true", help="print JSON, for programs")
-LOG_LEVEL = argument(
-    "--log-level",
-    type=str.upper,
-    choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
-    metavar="LEVEL",
-    default="INFO",
-    help="default: INFO",
-)
-
-LOG_FORMAT = argument(
-    "--log-format",
-    choices=FORMATS,
-    metavar="FORMAT",
-    help=f"text or json, one record a line; default: {FORMAT_VARIABLE}, else text",
-)
-LOG_CONFIG = argument(
-    "--log-config",
-    metavar="FILE",
-    help=f"a JSON or TOML file for logging.config.dictConfig, in the place of both; default: {CONFIG_VARIABLE}",
-)
-LOG_ARGUMENTS = (LOG_LEVEL, LOG_FORMAT, LOG_CONFIG)
-
-# The bridge
+# The bridge that a command works on
 
 
 class UsageError(TaskBridgeError):
@@ -260,6 +109,160 @@ def check_has_tasks(bridge: Bridge, app: str) -> None:
         remedy = "name the module that holds the decorated functions, and see that each has its @task"
         raise UsageError(f"{app!r} declares no task on this bridge; {remedy}")
 
+
+def no_bridge(_: Namespace) -> Bridge:
+    """Return the default bridge, for a command that asks it for nothing."""
+    return default_bridge()
+
+
+# Commands
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """What a command prints, and its exit code."""
+
+    text: str | None = None  # for people; None if there is nothing, or the command has printed it as it went on
+    data: Any = None  # for programs, with `--json`
+    code: int = 0  # the exit code
+    acts: Sequence[tuple[str, str]] = ()  # what was done, and to what, for the hook `operated`
+
+
+Opens: TypeAlias = Callable[[Namespace], Bridge]
+Run: TypeAlias = Callable[[Bridge, Namespace], Output]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """A command: `run` does what it is for, on the bridge that `opens` returns. Or a group of the commands `below`."""
+
+    name: str
+    help: str
+    description: str
+    arguments: tuple[Argument, ...] = ()
+    opens: Opens = stored_bridge
+    run: Run | None = None
+    below: tuple[Command, ...] = ()
+
+    def add_to(self, commands: Subcommands) -> None:
+        """Add the command to a command line."""
+        parser = commands.add_parser(self.name, help=self.help, description=self.description)
+        for argument_name, how in self.arguments:
+            parser.add_argument(argument_name, **how)
+        if self.run is not None:
+            parser.set_defaults(do=self._do)
+            return
+        below: Subcommands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="below", required=True)
+        for each in self.below:
+            each.add_to(below)
+
+    def _do(self, arguments: Namespace) -> int:
+        assert self.run is not None
+        with closing(self.opens(arguments)) as bridge:
+            try:
+                output = self.run(bridge, arguments)
+            except BrokerUnavailable as exc:  # a part may be done
+                _log.info("%s tried %s: %s", _operator(), self.name, exc)
+                raise
+            for action, target in output.acts:
+                bridge.hooks.operated(_operator(), action, target)
+        if getattr(arguments, "json", False):
+            print_json(output.data)
+        elif output.text is not None:
+            print(escaped(output.text, keep=LAYOUT))
+        return output.code
+
+
+def _operator() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name  # what the environment says, anybody can set
+    except KeyError:  # a container's user may have no name
+        return str(os.getuid())
+
+
+def command(help: str, *arguments: Argument, opens: Opens = stored_bridge) -> Callable[[Run], Command]:
+    """Return a decorator that makes a command of a function: it has its name, and its docstring as the description."""
+
+    def make(run: Run) -> Command:
+        name, description = getattr(run, "__name__", "").lstrip("_"), cleandoc(run.__doc__ or "")
+        return Command(name=name, help=help, description=description, arguments=arguments, opens=opens, run=run)
+
+    return make
+
+
+# Arguments that several commands have
+
+
+def argument(name: str, metavar: str, help: str, **how: Any) -> Argument:
+    """Return an argument or option that has a value; see `ArgumentParser.add_argument`."""
+    return name, {"metavar": metavar, "help": help, **how}
+
+
+def flag(name: str, help: str) -> Argument:
+    """Return an option without a value."""
+    return name, {"action": "store_true", "help": help}
+
+
+def _number(read: Callable[[str], float], is_one: Callable[[float], bool], what: str) -> Callable[[str], Any]:
+    """Return a `type=` that takes such numbers only."""
+
+    def number(text: str) -> float:
+        with suppress(ValueError):
+            if is_one(found := read(text)):
+                return found
+        raise argparse.ArgumentTypeError(f"it must be {what}, not {text!r}")
+
+    return number
+
+
+def _whole(text: str) -> int:
+    return int(text) if text.isdecimal() else -1
+
+
+count = _number(_whole, lambda found: found >= 1, "a whole number of at least 1")
+port = _number(_whole, lambda found: 0 <= found <= 65535, "a number from 0 to 65535")  # 0 is any that is free
+above_zero = _number(float, lambda found: 0 < found < math.inf, "a number above 0")
+
+
+def words(text: str) -> list[str]:
+    """Return what is separated by commas, for `type=`."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+_LEFT_OUT = f"the module that declares the tasks; if left out: the variable {APP_VARIABLE}, or a Django project"
+
+MODULE = argument("app", "MODULE[:BRIDGE]", _LEFT_OUT, nargs="?")
+MODULE_OR_NONE = argument(
+    "app", "MODULE[:BRIDGE]", f"{_LEFT_OUT}, else none: the environment's settings alone", nargs="?"
+)
+APP = argument(
+    "--app",
+    "MODULE[:BRIDGE]",
+    f"the application whose settings count; default: {APP_VARIABLE}, else the environment alone",
+)
+URL = argument(
+    "--url", "URL", "the engine and broker; wins over TASKBRIDGE_URL and over what the module itself chooses"
+)
+JSON = flag("--json", "print JSON, for programs")
+SETTINGS = (APP, URL, JSON)
+LOG_LEVEL = argument(
+    "--log-level",
+    "LEVEL",
+    "default: INFO",
+    type=str.upper,
+    choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
+    default="INFO",
+)
+
+LOG_FORMAT = argument(
+    "--log-format", "FORMAT", f"text or json, one record a line; default: {FORMAT_VARIABLE}, else text", choices=FORMATS
+)
+LOG_CONFIG = argument(
+    "--log-config",
+    "FILE",
+    f"a JSON or TOML file for logging.config.dictConfig, in the place of both; default: {CONFIG_VARIABLE}",
+)
+LOG_ARGUMENTS = (LOG_LEVEL, LOG_FORMAT, LOG_CONFIG)
 
 # The parser
 

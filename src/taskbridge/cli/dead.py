@@ -8,19 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from taskbridge import Bridge, DeadEntry
-from taskbridge.cli.command import (
-    APP,
-    JSON,
-    URL,
-    Command,
-    Output,
-    UsageError,
-    above_zero,
-    argument,
-    command,
-    count,
-    server_bridge,
-)
+from taskbridge.cli import command as cli
 from taskbridge.cli.output import details, error_text, local_time, many, progress, say, table
 from taskbridge.dead import filters_text
 
@@ -42,29 +30,27 @@ variable TASKBRIDGE_APP.
 """
 
 _FILTERS = (
-    argument("--task", metavar="GLOB", help="only of tasks whose names match, such as 'shop.email.*'"),
-    argument("--reason", metavar="REASON", help="only with this reason, such as exhausted"),
-    argument("--queue", metavar="QUEUE", help="only from this queue"),
+    cli.argument("--task", "GLOB", "only of tasks whose names match, such as 'shop.email.*'"),
+    cli.argument("--reason", "REASON", "only with this reason, such as exhausted"),
+    cli.argument("--queue", "QUEUE", "only from this queue"),
 )
 _CHOSEN = (
-    argument("ids", metavar="ID", nargs="*", help="an id, or the beginning of one"),
-    argument("--all", action="store_true", help="all, or all that the filters find"),
+    cli.argument("ids", "ID", "an id, or the beginning of one", nargs="*"),
+    cli.flag("--all", "all, or all that the filters find"),
     *_FILTERS,
 )
-_SETTINGS = (APP, URL, JSON)
 
 _SHOWN_IDS: Final = 5
 
 
-@command(
-    "list",
+@cli.command(
     "list dead letters",
-    argument("--last", type=count, metavar="N", help="only the last N"),
+    cli.argument("--last", "N", "only the last N", type=cli.count),
     *_FILTERS,
-    *_SETTINGS,
-    opens=server_bridge,
+    *cli.SETTINGS,
+    opens=cli.server_bridge,
 )
-def _list(bridge: Bridge, arguments: Namespace) -> Output:
+def _list(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """List dead letters, the oldest first.
 
       taskbridge dead list --task 'shop.email.*' --reason exhausted
@@ -77,21 +63,20 @@ def _list(bridge: Bridge, arguments: Namespace) -> Output:
         text = table(("id", "died at", "task", "queue", "attempts", "reason", "error"), [_row(each) for each in chosen])
     else:
         text = _none(arguments)
-    return Output(text=text, data=[_data(entry) for entry in chosen])
+    return cli.Output(text=text, data=[_data(entry) for entry in chosen])
 
 
 def _none(arguments: Namespace) -> str:
     return "no such dead letters" if any(_filters(arguments).values()) else "no dead letters"
 
 
-@command(
-    "show",
+@cli.command(
     "show one, with its traceback",
-    argument("id", metavar="ID", help="its id, or the beginning of it"),
-    *_SETTINGS,
-    opens=server_bridge,
+    cli.argument("id", "ID", "its id, or the beginning of it"),
+    *cli.SETTINGS,
+    opens=cli.server_bridge,
 )
-def _show(bridge: Bridge, arguments: Namespace) -> Output:
+def _show(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show a dead letter with its arguments, error and traceback.
 
       taskbridge dead show 3f2b
@@ -99,18 +84,17 @@ def _show(bridge: Bridge, arguments: Namespace) -> Output:
     The first characters of the id are enough.
     """
     [entry] = _resolved(bridge, [arguments.id])
-    return Output(text=_described(entry), data=_data(entry))
+    return cli.Output(text=_described(entry), data=_data(entry))
 
 
-@command(
-    "replay",
+@cli.command(
     "send some again",
     *_CHOSEN,
-    argument("--per-second", type=above_zero, metavar="N", help="start at most N in a second; default: all at once"),
-    *_SETTINGS,
-    opens=server_bridge,
+    cli.argument("--per-second", "N", "start at most N in a second; default: all at once", type=cli.above_zero),
+    *cli.SETTINGS,
+    opens=cli.server_bridge,
 )
-def _replay(bridge: Bridge, arguments: Namespace) -> Output:
+def _replay(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Send dead letters again, on whichever engine the setting `url` names now.
 
     Each starts at attempt 1, in its own queue and priority. The first characters of an id are enough. Each is dead or
@@ -139,7 +123,7 @@ def _replay(bridge: Bridge, arguments: Namespace) -> Output:
         lines.append(f"{_letters(replayed.unreadable)} can't be read and {stay}: {_some(replayed.unreadable)}")
     if replayed.held:
         lines.append(f"{_letters(replayed.held)} held back, for others have their unique keys: {_some(replayed.held)}")
-    return Output(
+    return cli.Output(
         text="\n".join(lines),
         data={name: getattr(replayed, name) for name in ("missing", "unreadable", "held")} | {"replayed": replayed.ids},
         code=2 if replayed.missing else 0,
@@ -147,15 +131,8 @@ def _replay(bridge: Bridge, arguments: Namespace) -> Output:
     )
 
 
-@command(
-    "purge",
-    "forget some for good",
-    *_CHOSEN,
-    argument("--yes", action="store_true", help="do not ask"),
-    *_SETTINGS,
-    opens=server_bridge,
-)
-def _purge(bridge: Bridge, arguments: Namespace) -> Output:
+@cli.command("forget some for good", *_CHOSEN, cli.flag("--yes", "do not ask"), *cli.SETTINGS, opens=cli.server_bridge)
+def _purge(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Forget dead letters for good. Asks first, unless --yes is given.
 
       taskbridge dead purge 3f2b
@@ -170,14 +147,14 @@ def _purge(bridge: Bridge, arguments: Namespace) -> Output:
     else:
         entries = _resolved(bridge, arguments.ids)
     if entries and not arguments.yes and not _agreed(entries):
-        return Output(text="nothing was purged", data={"purged": ()}, code=1)
+        return cli.Output(text="nothing was purged", data={"purged": ()}, code=1)
     with progress("purging", lambda: len(entries)) as tell:  # what was counted, and no more
         purged = bridge.dead.purge([entry.id for entry in entries], progress=tell) if entries else ()
     acts = _acts(arguments, "purge", purged)
-    return Output(text=f"purged {_letters(purged)}", data={"purged": purged}, acts=acts)
+    return cli.Output(text=f"purged {_letters(purged)}", data={"purged": purged}, acts=acts)
 
 
-dead: Command = Command(
+dead: cli.Command = cli.Command(
     name="dead",
     help="what failed for good, and replaying it",
     description=_DESCRIPTION,
@@ -187,7 +164,7 @@ dead: Command = Command(
 
 def _agreed(entries: Sequence[DeadEntry]) -> bool:
     if not sys.stdin.isatty():
-        raise UsageError(f"purge: this forgets {_letters(entries)} for good; add --yes if that is meant")
+        raise cli.UsageError(f"purge: this forgets {_letters(entries)} for good; add --yes if that is meant")
     print(f"forget {_letters(entries)} for good? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -208,15 +185,15 @@ def _acts(arguments: Namespace, action: str, ids: Sequence[str]) -> list[tuple[s
 def _check_chosen(arguments: Namespace, name: str) -> None:
     """Refuse what may do more, or less, than is meant."""
     if arguments.ids and (arguments.all or any(value is not None for value in _filters(arguments).values())):
-        raise UsageError(f"{name}: name IDs, or say --all with filters, not both")
+        raise cli.UsageError(f"{name}: name IDs, or say --all with filters, not both")
     if not arguments.ids and not arguments.all:
-        raise UsageError(f"{name}: which? Name their IDs, or say --all (with --task, --reason or --queue for some)")
+        raise cli.UsageError(f"{name}: which? Name their IDs, or say --all (with --task, --reason or --queue for some)")
 
 
 def _check_readable(entries: Sequence[DeadEntry]) -> None:
     unreadable = [entry.id for entry in entries if entry.task is None and entry.raw is not None]
     if unreadable:
-        raise UsageError(
+        raise cli.UsageError(
             f"{_some(unreadable)} can't be replayed: its bytes are no message that this release can read "
             "(`taskbridge dead show` shows them); nothing was replayed"
         )
@@ -233,8 +210,8 @@ def _whole_id(ids: Iterable[str], beginning: str) -> str:
     if beginning in found or len(found) == 1:
         return beginning if beginning in found else found[0]
     if not found:
-        raise UsageError(f"there is no dead letter {beginning!r}; `taskbridge dead list` shows what there is")
-    raise UsageError(f"{len(found)} dead letters begin with {beginning!r}: {_some(found)}; write more of it")
+        raise cli.UsageError(f"there is no dead letter {beginning!r}; `taskbridge dead list` shows what there is")
+    raise cli.UsageError(f"{len(found)} dead letters begin with {beginning!r}: {_some(found)}; write more of it")
 
 
 # How they are shown

@@ -14,19 +14,17 @@ from taskbridge.flows.states import FlowState, FlowStatus
 from taskbridge.stores.states import Status
 
 _STATES: Final = (*get_args(FlowState), "stalled")
-_ID = cli.argument("id", metavar="ID", help="the flow's whole id, as its handle has it")
+_ID = cli.argument("id", "ID", "the flow's whole id, as its handle has it")
 
 
 @cli.command(
-    "ls",
     "list flows",
     cli.MODULE_OR_NONE,
-    cli.argument("--state", choices=_STATES, metavar="STATE", help=f"one of {', '.join(_STATES)}"),
-    cli.argument("--most", type=cli.count, metavar="N", default=50, help="how many at most, up to 500; default: 50"),
-    cli.argument("--cursor", metavar="CURSOR", default="", help="go on where a list ended, which says how"),
+    cli.argument("--state", "STATE", f"one of {', '.join(_STATES)}", choices=_STATES),
+    cli.argument("--most", "N", "how many at most, up to 500; default: 50", type=cli.count, default=50),
+    cli.argument("--cursor", "CURSOR", "go on where a list ended, which says how", default=""),
     cli.URL,
     cli.JSON,
-    opens=cli.stored_bridge,
 )
 def _ls(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """List flows, the latest first.
@@ -50,15 +48,11 @@ def _ls(bridge: Bridge, arguments: Namespace) -> cli.Output:
 
 
 @cli.command(
-    "show",
     "show one, with its steps",
     _ID,
-    cli.argument("--first", type=cli.count, metavar="N", default=1, help="the first step that is shown; default: 1"),
-    cli.argument("--most", type=cli.count, metavar="N", default=50, help="how many steps at most; default: 50"),
-    cli.APP,
-    cli.URL,
-    cli.JSON,
-    opens=cli.stored_bridge,
+    cli.argument("--first", "N", "the first step that is shown; default: 1", type=cli.count, default=1),
+    cli.argument("--most", "N", "how many steps at most; default: 50", type=cli.count, default=50),
+    *cli.SETTINGS,
 )
 def _show(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show a flow: how far it has come, how it ended, and its steps.
@@ -81,7 +75,7 @@ def _show(bridge: Bridge, arguments: Namespace) -> cli.Output:
     return cli.Output(text=f"{_described(found)}{listed}{more}", data=data)
 
 
-@cli.command("cancel", "start no more of its steps", _ID, cli.APP, cli.URL, cli.JSON, opens=cli.stored_bridge)
+@cli.command("start no more of its steps", _ID, *cli.SETTINGS)
 def _cancel(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Cancel a flow: it starts no step from 1 s on, and the steps that run are told, by `current().cancelled`.
 
@@ -95,15 +89,7 @@ def _cancel(bridge: Bridge, arguments: Namespace) -> cli.Output:
     return cli.Output(text=f"too late: it is {_ended(found)}", data=asdict(found), code=1)
 
 
-@cli.command(
-    "retry",
-    "go on with one that did not end well, or is stalled",
-    _ID,
-    cli.APP,
-    cli.URL,
-    cli.JSON,
-    opens=cli.stored_bridge,
-)
+@cli.command("go on with one that did not end well, or is stalled", _ID, *cli.SETTINGS)
 def _retry(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Go on with a flow: its dead steps are replayed, and what was lost or given up is sent again under the same ids.
 

@@ -9,23 +9,19 @@ from time import sleep
 from typing import Any, Final
 
 from taskbridge import Attempt, Bridge, Handle, Status
-from taskbridge.cli.command import APP, JSON, URL, Output, argument, command, stored_bridge
+from taskbridge.cli.command import SETTINGS, Output, argument, command, flag
 from taskbridge.cli.output import bar, details, error_text, line, local_time
 from taskbridge.logs import escaped
 
 _LOOK_S: Final = 0.5
-_ID = argument("id", metavar="ID", help="the message's id")
+_ID = argument("id", "ID", "the message's id")
 
 
 @command(
-    "status",
     "what a message is doing",
     _ID,
-    argument("--watch", action="store_true", help="show how far it has come until it has ended, and then its status"),
-    APP,
-    URL,
-    JSON,
-    opens=stored_bridge,
+    flag("--watch", "show how far it has come until it has ended, and then its status"),
+    *SETTINGS,
 )
 def status(bridge: Bridge, arguments: Namespace) -> Output:
     """Show what a message is doing, each of its attempts, and what came of it.
@@ -71,16 +67,7 @@ def _so_far(found: Status) -> str:
     return f"  {shown}  {progress.done:g}/{progress.total:g}  {progress.note}".rstrip()
 
 
-@command(
-    "cancel",
-    "cancel a message",
-    _ID,
-    argument("--interrupt", action="store_true", help="interrupt it if it runs"),
-    APP,
-    URL,
-    JSON,
-    opens=stored_bridge,
-)
+@command("cancel a message", _ID, flag("--interrupt", "interrupt it if it runs"), *SETTINGS)
 def cancel(bridge: Bridge, arguments: Namespace) -> Output:
     """Cancel a message for good: what has not started never starts, whether workers are up or not.
 

@@ -13,7 +13,7 @@ from time import sleep
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from taskbridge import Bridge, BrokerUnavailable, ErrorInfo, Status
-from taskbridge.cli.command import JSON, MODULE_OR_NONE, URL, Command, Output, argument, command, count, stored_bridge
+from taskbridge.cli import command as cli
 from taskbridge.cli.output import RED, YELLOW, colored, duration, error_text, local_time, many, table
 from taskbridge.durations import moment
 from taskbridge.logs import escaped
@@ -27,8 +27,8 @@ _MOST_ERROR: Final = 100  # characters of an error in a table
 _LEVELS: Final = " .:-=+*#%@"
 
 
-@command("running", "what runs now", MODULE_OR_NONE, URL, JSON, opens=stored_bridge)
-def running(bridge: Bridge, arguments: Namespace) -> Output:
+@cli.command("what runs now", cli.MODULE_OR_NONE, cli.URL, cli.JSON)
+def running(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show what runs now, the earliest first, and where.
 
       taskbridge running
@@ -38,11 +38,11 @@ def running(bridge: Bridge, arguments: Namespace) -> Output:
     found = bridge.operations.running()
     rows = [(each.task, each.id, each.queue, str(each.attempt), local_time(each.since), each.worker) for each in found]
     text = table(("task", "id", "queue", "attempt", "since", "worker"), rows) if rows else "nothing runs"
-    return Output(text=text, data=[asdict(each) for each in found])
+    return cli.Output(text=text, data=[asdict(each) for each in found])
 
 
-@command("failures", "what failed in the last 24 hours", MODULE_OR_NONE, URL, JSON, opens=stored_bridge)
-def failures(bridge: Bridge, arguments: Namespace) -> Output:
+@cli.command("what failed in the last 24 hours", cli.MODULE_OR_NONE, cli.URL, cli.JSON)
+def failures(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show the failures of the last 24 hours, equal ones in one line, the latest first.
 
       taskbridge failures
@@ -58,7 +58,7 @@ def failures(bridge: Bridge, arguments: Namespace) -> Output:
         for each, error in found
     ]
     data = [asdict(each) | {"error": error and asdict(error)} for each, error in found]
-    return Output(text=table(head, rows) if rows else "no failures", data=data)
+    return cli.Output(text=table(head, rows) if rows else "no failures", data=data)
 
 
 def _failures(bridge: Bridge, found: Sequence[Failures]) -> list[tuple[Failures, ErrorInfo | None]]:
@@ -70,21 +70,19 @@ def _error(error: ErrorInfo | None) -> str:
     return (error_text(error) or "")[:_MOST_ERROR]
 
 
-@command(
-    "ls",
+@cli.command(
     "list messages",
-    MODULE_OR_NONE,
-    argument("--task", metavar="GLOB", default="*", help="only of tasks whose names match, such as 'shop.email.*'"),
-    argument("--queue", metavar="QUEUE", help="only of this queue"),
-    argument("--state", choices=get_args(State), metavar="STATE", help=f"one of {', '.join(get_args(State))}"),
-    argument("--minutes", type=count, metavar="N", help="only those that came to their state in the last N minutes"),
-    argument("--most", type=count, metavar="N", default=50, help="how many at most; default: 50"),
-    argument("--cursor", metavar="CURSOR", default="", help="go on where a list ended, which says how"),
-    URL,
-    JSON,
-    opens=stored_bridge,
+    cli.MODULE_OR_NONE,
+    cli.argument("--task", "GLOB", "only of tasks whose names match, such as 'shop.email.*'", default="*"),
+    cli.argument("--queue", "QUEUE", "only of this queue"),
+    cli.argument("--state", "STATE", f"one of {', '.join(get_args(State))}", choices=get_args(State)),
+    cli.argument("--minutes", "N", "only those that came to their state in the last N minutes", type=cli.count),
+    cli.argument("--most", "N", "how many at most; default: 50", type=cli.count, default=50),
+    cli.argument("--cursor", "CURSOR", "go on where a list ended, which says how", default=""),
+    cli.URL,
+    cli.JSON,
 )
-def _ls(bridge: Bridge, arguments: Namespace) -> Output:
+def _ls(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """List messages, the latest first.
 
       taskbridge messages ls --state retrying --task 'shop.email.*'
@@ -104,7 +102,7 @@ def _ls(bridge: Bridge, arguments: Namespace) -> Output:
     rows = [(each.id, each.task, each.queue, each.state, local_time(_at(each))) for each in found]
     text = table(("id", "task", "queue", "state", "since, or due"), rows) if rows else "no such messages"
     more = f"\n\nmore with --cursor '{cursor}'" if cursor else ""
-    return Output(text=f"{text}{more}", data={"messages": [plain(each) for each in found], "cursor": cursor})
+    return cli.Output(text=f"{text}{more}", data={"messages": [plain(each) for each in found], "cursor": cursor})
 
 
 def _at(found: Status) -> datetime:
@@ -120,20 +118,13 @@ def plain(found: Status) -> dict[str, Any]:
     return data
 
 
-messages: Final = Command(
+messages: Final = cli.Command(
     name="messages", help="list messages", description="Look at messages that the store lists.", below=(_ls,)
 )
 
 
-@command(
-    "top",
-    "watch what goes on",
-    MODULE_OR_NONE,
-    argument("--once", action="store_true", help="print it once, and end"),
-    URL,
-    opens=stored_bridge,
-)
-def top(bridge: Bridge, arguments: Namespace) -> Output:
+@cli.command("watch what goes on", cli.MODULE_OR_NONE, cli.flag("--once", "print it once, and end"), cli.URL)
+def top(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show queues, rates, what runs and what failed, again every 2 seconds until Ctrl-C.
 
       taskbridge top shop.tasks
@@ -141,7 +132,7 @@ def top(bridge: Bridge, arguments: Namespace) -> Output:
     The charts have a character for each of the last 60 minutes.
     """
     if arguments.once or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-        return Output(text="\n".join(_screen(bridge, *_size())))
+        return cli.Output(text="\n".join(_screen(bridge, *_size())))
     print("\x1b[?1049h\x1b[?25l", end="")  # a screen of its own, without a cursor
     try:
         while True:
@@ -153,7 +144,7 @@ def top(bridge: Bridge, arguments: Namespace) -> Output:
             print("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J", end="", flush=True)
             sleep(_REDRAWN_S)
     except KeyboardInterrupt:
-        return Output()
+        return cli.Output()
     finally:
         print("\x1b[?25h\x1b[?1049l", end="", flush=True)
 

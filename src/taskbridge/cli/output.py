@@ -75,11 +75,7 @@ def progress(what: str, count: Callable[[], int]) -> Generator[Callable[[int], N
 
 def print_json(data: Any) -> None:
     """Print data as JSON, in ASCII; moments to the millisecond."""
-    print(json.dumps(data, indent=2, default=_iso))
-
-
-def _iso(moment: datetime) -> str:
-    return moment.isoformat(timespec="milliseconds")
+    print(json.dumps(data, indent=2, default=lambda moment: moment.isoformat(timespec="milliseconds")))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> str:
@@ -95,13 +91,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = ""
 
 def details(lines: Sequence[tuple[str, str | None]], traceback: str = "") -> str:
     """Return a line for each name that has a value, and a traceback below if there is one."""
-    described = "\n".join(f"{name:<10}  {_indented(value)}" for name, value in lines if value is not None)
+    # The further lines of a value must not look like those of another one.
+    shown = [
+        (name, escaped(value, keep=LAYOUT).replace("\n", f"\n{'':12}")) for name, value in lines if value is not None
+    ]
+    described = "\n".join(f"{name:<10}  {value}" for name, value in shown)
     return f"{described}\n\n{indent(escaped(traceback.rstrip(), keep=LAYOUT), '  ')}" if traceback else described
-
-
-def _indented(value: str) -> str:
-    """Return a value whose further lines don't look like those of another one."""
-    return escaped(value, keep=LAYOUT).replace("\n", f"\n{'':12}")
 
 
 def local_time(moment: datetime | None) -> str:

@@ -18,8 +18,8 @@ from taskbridge.durations import moment
 _UNITS: Final[Mapping[str, str]] = {"s": "seconds", "m": "minutes", "min": "minutes", "h": "hours", "d": "days"}
 
 _WHAT: Final = (
-    cli.argument("queue", nargs="?", metavar="QUEUE", help="the queue"),
-    cli.argument("--task", metavar="GLOB", help="instead of a queue: the tasks whose names match, such as 'shop.*'"),
+    cli.argument("queue", "QUEUE", "the queue", nargs="?"),
+    cli.argument("--task", "GLOB", "instead of a queue: the tasks whose names match, such as 'shop.*'"),
 )
 
 
@@ -43,13 +43,10 @@ def _bridge(arguments: Namespace) -> Bridge:
 
 
 @cli.command(
-    "pause",
     "let nothing of a queue or a task start",
     *_WHAT,
-    cli.argument("--until", type=_until, metavar="TIME", help="resume by itself: 90s, 30m, 2h, 1d, or a time"),
-    cli.APP,
-    cli.URL,
-    cli.JSON,
+    cli.argument("--until", "TIME", "resume by itself: 90s, 30m, 2h, 1d, or a time", type=_until),
+    *cli.SETTINGS,
     opens=_bridge,
 )
 def pause(bridge: Bridge, arguments: Namespace) -> cli.Output:
@@ -79,7 +76,7 @@ def pause(bridge: Bridge, arguments: Namespace) -> cli.Output:
     return cli.Output(text=text, data=found and asdict(found), acts=_acts("pause", arguments))
 
 
-@cli.command("resume", "let what is paused start again", *_WHAT, cli.APP, cli.URL, cli.JSON, opens=_bridge)
+@cli.command("let what is paused start again", *_WHAT, *cli.SETTINGS, opens=_bridge)
 def resume(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Let messages of a queue start again, or those of the tasks of a glob that was paused.
 

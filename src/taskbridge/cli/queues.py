@@ -1,4 +1,4 @@
-"""`taskbridge queues`, `health` and `routes`: what waits in queues, whether workers consume them, what goes there."""
+"""`taskbridge queues`, `health`, `routes` and `metrics`: what waits in queues, who consumes them, what goes there."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from taskbridge.declaration import Declaration
 from taskbridge.routing import Route
 
 
-@cli.command(
-    "queues", "how much waits, is delayed, is dead", cli.MODULE_OR_NONE, cli.URL, cli.JSON, opens=cli.server_bridge
-)
+@cli.command("how much waits, is delayed, is dead", cli.MODULE_OR_NONE, cli.URL, cli.JSON, opens=cli.server_bridge)
 def queues(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show how many messages wait in each known queue, and how many are delayed and dead.
 
@@ -37,11 +35,9 @@ def queues(bridge: Bridge, arguments: Namespace) -> cli.Output:
     with suppress(UnsupportedError, StoreUnavailable):  # it has no store, or that is away
         paused = bridge.paused()
     states = {each.queue: f"paused{until_text(each)}" for each in paused}
-    rows = [
-        (queue, str(number), *([states.get(queue, "")] if states else [])) for queue, number in counts.waiting.items()
-    ]
+    rows = [(queue, str(number), states.get(queue, "")) for queue, number in counts.waiting.items()]
     tasks = [f"\ntasks {each.task} paused{until_text(each)}" for each in paused if each.task is not None]
-    waiting = table(("queue", "waiting", "") if states else ("queue", "waiting"), rows, right="waiting")
+    waiting = table(("queue", "waiting", ""), rows, right="waiting")
     return cli.Output(
         text=f"{waiting}\n\ndelayed {counts.delayed}, dead {counts.dead}{''.join(tasks)}{more}",
         data={
@@ -71,14 +67,11 @@ def _bridge(arguments: Namespace) -> Bridge:
 
 
 @cli.command(
-    "health",
     "whether workers consume the queues",
     cli.MODULE_OR_NONE,
     cli.URL,
-    cli.argument("--queues", type=cli.words, metavar="A,B", default=[], help="these only; default: all known ones"),
-    cli.argument(
-        "--timeout", type=cli.above_zero, metavar="S", default=5.0, help="how many seconds to wait; default: 5"
-    ),
+    cli.argument("--queues", "A,B", "these only; default: all known ones", type=cli.words, default=[]),
+    cli.argument("--timeout", "S", "how many seconds to wait; default: 5", type=cli.above_zero, default=5.0),
     cli.JSON,
     opens=_bridge,
 )
@@ -117,7 +110,21 @@ def health(bridge: Bridge, arguments: Namespace) -> cli.Output:
     return cli.Output(text=text, data=data, code=0 if data["ok"] else 1)
 
 
-@cli.command("routes", "where each task's messages go, and why", cli.MODULE, cli.URL, cli.JSON, opens=cli.app_bridge)
+@cli.command("what waits, in Prometheus' format", cli.MODULE_OR_NONE, cli.URL, opens=cli.server_bridge)
+def metrics(bridge: Bridge, arguments: Namespace) -> cli.Output:
+    """Print once, in Prometheus' text format, what broker and store tell: what waits, is delayed and is dead.
+
+      taskbridge metrics shop.tasks
+      taskbridge metrics shop.tasks > /var/lib/node_exporter/taskbridge.prom
+
+    What workers count (runs, waits, failures) is on the port of `taskbridge worker --metrics-port`, with these numbers.
+    """
+    from taskbridge.metrics.gauges import text_of  # here, for other commands need none of it
+
+    return cli.Output(text=text_of(bridge))
+
+
+@cli.command("where each task's messages go, and why", cli.MODULE, cli.URL, cli.JSON, opens=cli.app_bridge)
 def routes(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Show for each task of MODULE its queue and the rule that chose it, its priority and its retry policy.
 

@@ -7,7 +7,6 @@ import signal
 import threading
 from argparse import ArgumentTypeError, Namespace
 from datetime import datetime, timezone
-from types import FrameType
 from typing import Any, Final
 
 from taskbridge import Bridge, Cron, Every, ScheduleEntry, UnknownSchedule, locks
@@ -16,7 +15,6 @@ from taskbridge.cli.output import say, table
 from taskbridge.engines.base import APP_VARIABLE
 from taskbridge.exceptions import nearest
 from taskbridge.schedules.sender import Scheduler
-from taskbridge.tasks import Call, SendOptions
 
 _LOOK_S: Final = 0.5
 
@@ -53,25 +51,24 @@ def _json(text: str) -> Any:
 
 
 @cli.command(
-    "schedules",
     "what is due next, pausing it, and adding more",
     cli.argument(
         "words",
+        "MODULE[:BRIDGE] | pause NAME | resume NAME | run NAME | add NAME TASK | remove NAME",
+        f"the module that declares the tasks; if left out: the variable {APP_VARIABLE}",
         nargs="*",
-        metavar="MODULE[:BRIDGE] | pause NAME | resume NAME | run NAME | add NAME TASK | remove NAME",
-        help=f"the module that declares the tasks; if left out: the variable {APP_VARIABLE}",
     ),
-    cli.argument("--app", metavar="MODULE[:BRIDGE]", help="the module, for all but the first form"),
-    cli.argument("--runs", type=cli.count, metavar="N", default=1, help="how many next runs to show; default: 1"),
-    cli.argument("--cron", metavar="EXPRESSION", help="add: five fields, such as '0 8 * * mon-fri'"),
-    cli.argument("--every", type=float, metavar="SECONDS", help="add: an interval, counted from 1970"),
-    cli.argument("--timezone", metavar="ZONE", help="add: the zone of --cron, such as Europe/Rome; default: UTC"),
-    cli.argument("--args", type=_json, metavar="JSON", help="add: a list of positional arguments, such as '[7]'"),
-    cli.argument("--kwargs", type=_json, metavar="JSON", help="add: an object of arguments by name"),
-    cli.argument("--queue", metavar="QUEUE", help="add: where its messages go"),
-    cli.argument("--priority", metavar="PRIORITY", help="add: low, normal, high or critical"),
-    cli.argument("--catch-up", metavar="WHICH", help="add: none, one or all of what was due while no worker was there"),
-    cli.argument("--overlap", metavar="HOW", help="add: allow, or skip what is due before the last message has ended"),
+    cli.argument("--app", "MODULE[:BRIDGE]", "the module, for all but the first form"),
+    cli.argument("--runs", "N", "how many next runs to show; default: 1", type=cli.count, default=1),
+    cli.argument("--cron", "EXPRESSION", "add: five fields, such as '0 8 * * mon-fri'"),
+    cli.argument("--every", "SECONDS", "add: an interval, counted from 1970", type=float),
+    cli.argument("--timezone", "ZONE", "add: the zone of --cron, such as Europe/Rome; default: UTC"),
+    cli.argument("--args", "JSON", "add: a list of positional arguments, such as '[7]'", type=_json),
+    cli.argument("--kwargs", "JSON", "add: an object of arguments by name", type=_json),
+    cli.argument("--queue", "QUEUE", "add: where its messages go"),
+    cli.argument("--priority", "PRIORITY", "add: low, normal, high or critical"),
+    cli.argument("--catch-up", "WHICH", "add: none, one or all of what was due while no worker was there"),
+    cli.argument("--overlap", "HOW", "add: allow, or skip what is due before the last message has ended"),
     cli.URL,
     cli.JSON,
     opens=_bridge,
@@ -124,8 +121,7 @@ def schedules(bridge: Bridge, arguments: Namespace) -> cli.Output:
 
 def _add(bridge: Bridge, arguments: Namespace, name: str, task: str) -> None:
     given = {option: value for option in _ADDING if (value := getattr(arguments, option)) is not None}
-    declaration = bridge.declaration_of(task)
-    if declaration is None:
+    if not bridge.knows(task):
         hint = nearest(task, [each.name for each in bridge.declarations()])
         raise cli.UsageError(f"schedules add: there is no task {task!r}{hint}")
     args: list[Any] = given.pop("args", [])
@@ -133,10 +129,8 @@ def _add(bridge: Bridge, arguments: Namespace, name: str, task: str) -> None:
     if (type(args), type(kwargs)) != (list, dict):
         raise cli.UsageError("schedules add: --args must be a JSON list, and --kwargs a JSON object")
     try:
-        options = SendOptions(queue=given.pop("queue", None), priority=given.pop("priority", None))
-        declaration.check(args, kwargs)
-        call: Call[Any] = Call(declaration=declaration, args=tuple(args), kwargs=kwargs, options=options)
-        bridge.schedules.put(name, call, **given)
+        sendable = bridge.named(task).using(queue=given.pop("queue", None), priority=given.pop("priority", None))
+        bridge.schedules.put(name, sendable.call(*args, **kwargs), **given)
     except (TypeError, ValueError) as exc:
         raise cli.UsageError(f"schedules add: {exc}") from exc
 
@@ -180,10 +174,7 @@ def _utc(moment: datetime) -> str:
 
 
 @cli.command(
-    "scheduler",
-    "send what schedules say, and run nothing",
-    *(cli.MODULE, cli.URL, *cli.LOG_ARGUMENTS),
-    opens=cli.logging_bridge,
+    "send what schedules say, and run nothing", *(cli.MODULE, cli.URL, *cli.LOG_ARGUMENTS), opens=cli.logging_bridge
 )
 def scheduler(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """Send what the schedules of MODULE say, and run nothing.
@@ -200,11 +191,7 @@ def scheduler(bridge: Bridge, arguments: Namespace) -> cli.Output:
     cli.check_has_tasks(bridge, arguments.app)
     names = [each.name for each in bridge.schedules.list()]
     stop = locks.Event()
-
-    def obey(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    former = {number: signal.signal(number, obey) for number in (signal.SIGTERM, signal.SIGINT)}
+    former = {each: signal.signal(each, lambda number, frame: stop.set()) for each in (signal.SIGTERM, signal.SIGINT)}
     shown = ", ".join(names) or "those that are added"
     say(f"sending by {len(names)} schedules of {arguments.app} to {bridge.settings.url.safe_url}: {shown}")
     thread = threading.Thread(target=Scheduler(bridge).run, args=(stop,), name="taskbridge-scheduler", daemon=True)

@@ -21,23 +21,16 @@ Look after the store: the database of status, results, cancellations, schedules 
 _TIMEOUT_S: Final = 60.0  # how long it may take: another that makes the same tables goes first
 
 
-def _bridge(arguments: Namespace) -> Bridge:
-    if arguments.url is not None:
-        return Bridge("inline://", store=arguments.url)
-    return any_bridge(arguments)
-
-
 @command(
-    "init",
     "make its tables, or bring them up to date",
     argument(
         "app",
+        "MODULE[:BRIDGE]",
+        "the module whose settings name the store; if left out: the environment's TASKBRIDGE_STORE",
         nargs="?",
-        metavar="MODULE[:BRIDGE]",
-        help="the module whose settings name the store; if left out: the environment's TASKBRIDGE_STORE",
     ),
-    argument("--url", metavar="URL", help="the store, such as postgresql://user:password@host/database"),
-    opens=_bridge,
+    argument("--url", "URL", "the store, such as postgresql://user:password@host/database"),
+    opens=lambda given: any_bridge(given) if given.url is None else Bridge("inline://", store=given.url),
 )
 def _init(bridge: Bridge, arguments: Namespace) -> Output:
     """Make the store's tables, or bring those of an earlier release up to date.

@@ -8,17 +8,17 @@ import sys
 from argparse import Namespace
 
 from taskbridge import Bridge
-from taskbridge.cli.command import JSON, Output, UsageError, argument, command, words
+from taskbridge.cli.command import JSON, Output, UsageError, argument, command, flag, no_bridge, words
 from taskbridge.cli.output import line, say
 
 
 @command(
-    "verify",
     "try every rule on your own servers",
-    argument("urls", nargs="*", metavar="URL", help="an engine and broker, such as inline:// or celery+redis://..."),
-    argument("--rule", type=words, action="extend", metavar="R", help="only this rule; may be given several times"),
-    argument("--list", action="store_true", help="print each rule with its scenarios, and end"),
+    argument("urls", "URL", "an engine and broker, such as inline:// or celery+redis://...", nargs="*"),
+    argument("--rule", "R", "only this rule; may be given several times", type=words, action="extend"),
+    flag("--list", "print each rule with its scenarios, and end"),
     JSON,
+    opens=no_bridge,
 )
 def verify(_: Bridge, arguments: Namespace) -> Output:
     """Run the contract, the scenarios that prove each rule of taskbridge, on your own servers, and print a matrix.

@@ -8,7 +8,6 @@ import socket
 from argparse import Namespace
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6
-from types import FrameType
 
 from taskbridge import Bridge
 from taskbridge.cli import command as cli
@@ -17,13 +16,12 @@ from taskbridge.exceptions import NotInstalledError
 
 
 @cli.command(
-    "web",
     "serve a page that shows what goes on",
     cli.MODULE_OR_NONE,
     cli.URL,
-    cli.argument("--host", metavar="HOST", default="127.0.0.1", help="default: 127.0.0.1, for this machine alone"),
-    cli.argument("--port", type=cli.port, metavar="PORT", default=8765, help="0: any that is free; default: 8765"),
-    cli.argument("--allow-acts", action="store_true", help="let everybody who reaches the page change things"),
+    cli.argument("--host", "HOST", "default: 127.0.0.1, for this machine alone", default="127.0.0.1"),
+    cli.argument("--port", "PORT", "0: any that is free; default: 8765", type=cli.port, default=8765),
+    cli.flag("--allow-acts", "let everybody who reaches the page change things"),
     opens=cli.server_bridge,
 )
 def web(bridge: Bridge, arguments: Namespace) -> cli.Output:
@@ -54,11 +52,8 @@ def web(bridge: Bridge, arguments: Namespace) -> cli.Output:
         say(f"everybody who reaches {host} reads all arguments{acts}: put a login before it", logging.WARNING)
     server = uvicorn.Server(uvicorn.Config(served, log_level="warning", timeout_keep_alive=30))
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        server.should_exit = True
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)  # until uvicorn has its own handlers; it raises the signal again in the end
+    for number in (signal.SIGTERM, signal.SIGINT):  # until uvicorn has its own handlers; it raises the signal again
+        signal.signal(number, lambda number, frame: setattr(server, "should_exit", True))
     try:
         listening = socket.create_server((host, arguments.port), family=AF_INET6 if ":" in host else AF_INET)
     except OSError as exc:

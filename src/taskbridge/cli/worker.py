@@ -38,49 +38,42 @@ def _opened(arguments: Namespace) -> Bridge:
 
 
 @cli.command(
-    "worker",
     "start workers for an application",
     cli.MODULE,
     cli.URL,
-    cli.argument("--queues", type=cli.words, metavar="A,B", default=[], help="consume these only; default: all"),
+    cli.argument("--queues", "A,B", "consume these only; default: all", type=cli.words, default=[]),
     cli.argument(
-        "--processes",
-        type=cli.count,
-        metavar="N",
-        default=_processors(),
-        help="default: the processors, %(default)s here",
+        "--processes", "N", "default: the processors, %(default)s here", type=cli.count, default=_processors()
     ),
-    cli.argument("--threads", type=cli.count, metavar="N", default=1, help="in each process; default: 1"),
-    cli.argument(
-        "--no-scheduler",
-        action="store_true",
-        help="send nothing by schedules, whatever the setting `scheduler` says; see `taskbridge scheduler`",
+    cli.argument("--threads", "N", "in each process; default: 1", type=cli.count, default=1),
+    cli.flag(
+        "--no-scheduler", "send nothing by schedules, whatever the setting `scheduler` says; see `taskbridge scheduler`"
     ),
-    cli.argument("--watch", action="store_true", help="start the workers anew when the code changes; for development"),
+    cli.flag("--watch", "start the workers anew when the code changes; for development"),
     cli.argument(
         "--max-tasks-per-child",
+        "N",
+        "end a process after N tasks, and start another in its place; default: never",
         type=cli.count,
-        metavar="N",
-        help="end a process after N tasks, and start another in its place; default: never",
     ),
     cli.argument(
         "--max-memory-per-child",
+        "MB",
+        "the same for a process that has had MB megabytes of memory after a task; default: never",
         type=cli.count,
-        metavar="MB",
-        help="the same for a process that has had MB megabytes of memory after a task; default: never",
     ),
     cli.argument(
         "--metrics-port",
+        "PORT",
+        "serve metrics for Prometheus there; 0: any that is free; default: TASKBRIDGE_METRICS_PORT, else none",
         type=cli.port,
-        metavar="PORT",
         default=os.environ.get("TASKBRIDGE_METRICS_PORT") or None,
-        help="serve metrics for Prometheus there; 0: any that is free; default: TASKBRIDGE_METRICS_PORT, else none",
     ),
     cli.argument(
         "--metrics-host",
-        metavar="HOST",
+        "HOST",
+        "the address to listen on; default: TASKBRIDGE_METRICS_HOST, else 127.0.0.1",
         default=os.environ.get("TASKBRIDGE_METRICS_HOST", "127.0.0.1"),
-        help="the address to listen on; default: TASKBRIDGE_METRICS_HOST, else 127.0.0.1",
     ),
     *cli.LOG_ARGUMENTS,
     opens=_opened,

@@ -119,6 +119,10 @@ def _when(entry: ScheduleEntry) -> str:
     return entry.timing.spec.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "\N{NON-BREAKING HYPHEN}") + zone
 
 
+def _may(action: str) -> Callable[[Any, HttpRequest], bool]:
+    return lambda self, request: self.may(request, f"{action}_{self.opts.model_name}")
+
+
 class ShownAdmin(_ModelAdmin):
     """An admin of what broker or store know; what nobody may do is left out of the model's `default_permissions`.
 
@@ -129,6 +133,9 @@ class ShownAdmin(_ModelAdmin):
     sortable_by = ()
     fields = ()  # templates show what there is
     actions: Any = ()
+    # What Django asks before actions: whether the user has the model's permission of that name.
+    has_replay_permission, has_cancel_permission = _may("replay"), _may("cancel")
+    has_retry_permission, has_run_permission = _may("retry"), _may("run")
 
     class Media:
         css = {"all": ("taskbridge/admin.css",)}
@@ -271,9 +278,6 @@ class DeadLetterAdmin(ShownAdmin):
     def find(self, id: str) -> DeadEntry:
         return default_bridge().dead.get(id)
 
-    def has_replay_permission(self, request: HttpRequest) -> bool:
-        return self.may(request, "replay_deadletter")
-
     @admin.action(description="Replay", permissions=["replay"])
     def replay(self, request: HttpRequest, rows: Rows[DeadLetter]) -> None:
         outcome = default_bridge().dead.replay([each.pk for each in rows])
@@ -309,9 +313,6 @@ class MessageAdmin(ShownAdmin):
     def find(self, id: str) -> Status:
         return default_bridge().handle(id).status()
 
-    def has_cancel_permission(self, request: HttpRequest) -> bool:
-        return self.may(request, "cancel_message")
-
     @admin.action(description="Cancel", permissions=["cancel"])
     def cancel(self, request: HttpRequest, rows: Rows[Message]) -> None:
         for each in rows:
@@ -344,12 +345,6 @@ class FlowAdmin(ShownAdmin):
 
     def find(self, id: str) -> FlowStatus:
         return default_bridge().dead.shown_flow(default_bridge().flows.status(id))
-
-    def has_cancel_permission(self, request: HttpRequest) -> bool:
-        return self.may(request, "cancel_flow")
-
-    def has_retry_permission(self, request: HttpRequest) -> bool:
-        return self.may(request, "retry_flow")
 
     @admin.action(description="Cancel", permissions=["cancel"])
     def cancel(self, request: HttpRequest, rows: Rows[Flow]) -> None:
@@ -419,9 +414,6 @@ class ScheduleAdmin(ShownAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Schedule | None = None) -> bool:
         can_be = obj is None or obj.found is None or obj.found.source == "store"
         return can_be and super().has_delete_permission(request, obj)
-
-    def has_run_permission(self, request: HttpRequest) -> bool:
-        return self.may(request, "run_schedule")
 
     def save_model(self, request: HttpRequest, obj: Schedule, form: Any, change: bool) -> None:
         form.put()

@@ -26,21 +26,7 @@ from django.utils import timezone
 from taskbridge import codec, failures
 from taskbridge.bridge import default_bridge
 from taskbridge.context import Context, current
-from taskbridge.django.compat import (
-    AnyResult,
-    AnyTask,
-    BaseTaskBackend,
-    InvalidTask,
-    InvalidTaskBackend,
-    TaskContext,
-    TaskError,
-    TaskResult,
-    TaskResultDoesNotExist,
-    TaskResultStatus,
-    as_json,
-    signals,
-    task_backends,
-)
+from taskbridge.django import compat
 from taskbridge.durations import Duration, moment
 from taskbridge.engines.settle import this_process
 from taskbridge.exceptions import (
@@ -66,7 +52,7 @@ _DEFAULT_QUEUE: Final = "default"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BridgeTask(AnyTask):
+class BridgeTask(compat.AnyTask):
     """A task with options of its own, on Django 6.1 and `django-tasks`: `@task(max_attempts=3, time_limit=60)`.
 
     An option of None is taken from the backend's `OPTIONS`; durations are seconds or timedeltas.
@@ -89,7 +75,7 @@ class BridgeTask(AnyTask):
 _OPTIONS: Final = ("max_attempts", "backoff", "retry", "time_limit", "expires")
 
 
-class TaskBackend(BaseTaskBackend):
+class TaskBackend(compat.BaseTaskBackend):
     """Runs Django's tasks on the default bridge: `TASKS = {"default": {"BACKEND": "taskbridge.django.TaskBackend"}}`.
 
     `OPTIONS` holds the options of all tasks that are decorated for it (those of `BridgeTask`), and in `tasks` those of
@@ -105,7 +91,7 @@ class TaskBackend(BaseTaskBackend):
     cancelled, expires, or loses its worker for good has `FAILED`, too. A worker logs what receivers of these two raise.
     """
 
-    task_class: type[AnyTask] = BridgeTask
+    task_class: type[compat.AnyTask] = BridgeTask
     supports_defer = True
     supports_async_task = True
     supports_get_result = True
@@ -115,14 +101,14 @@ class TaskBackend(BaseTaskBackend):
         super().__init__(alias, params)
         for given in (self.options, *self.options.get("tasks", {}).values()):
             for option in given.keys() - _OPTIONS - ({"tasks"} if given is self.options else set()):
-                raise InvalidTaskBackend(f"TASKS[{alias!r}] has no option {option!r}{nearest(option, _OPTIONS)}")
+                raise compat.InvalidTaskBackend(f"TASKS[{alias!r}] has no option {option!r}{nearest(option, _OPTIONS)}")
 
-    def validate_task(self, task: AnyTask) -> None:
+    def validate_task(self, task: compat.AnyTask) -> None:
         """Raise `InvalidTask` if the task can't be run, and declare it if that was not done."""
         super().validate_task(task)
         _declare(task, self.options)
 
-    def enqueue(self, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    def enqueue(self, task: compat.AnyTask, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Send a task, or schedule it for its `run_after`, and return its result, which is `READY`.
 
         With `inline://?at_send=1` it has been run then, and the result says what became of it.
@@ -133,7 +119,7 @@ class TaskBackend(BaseTaskBackend):
             BrokerUnavailable, MessageTooLarge: As `Task.send` of taskbridge.
         """
         self.validate_task(task)
-        bridge, plain, named = default_bridge(), as_json(args), as_json(kwargs)
+        bridge, plain, named = default_bridge(), compat.as_json(args), compat.as_json(kwargs)
         when, enqueued_at = task.run_after, bridge.now()
         told = {
             "backend": self.alias,
@@ -152,21 +138,23 @@ class TaskBackend(BaseTaskBackend):
                 when = when if timezone.is_aware(when) else timezone.make_aware(when)
                 handle = sendable.schedule(when, *plain, **named)
         except UnknownQueue as exc:
-            raise InvalidTask(f"Queue '{task.queue_name}' is not known: add it to TASKBRIDGE['QUEUES'].") from exc
+            raise compat.InvalidTask(
+                f"Queue '{task.queue_name}' is not known: add it to TASKBRIDGE['QUEUES']."
+            ) from exc
         result = _ready(task, handle.id, plain, named, self.alias, enqueued_at)
-        signals.task_enqueued.send(type(self), task_result=result)
+        compat.signals.task_enqueued.send(type(self), task_result=result)
         if bridge.settings.url.at_send:
-            with suppress(TaskResultDoesNotExist):  # if it waits for a commit
+            with suppress(compat.TaskResultDoesNotExist):  # if it waits for a commit
                 return self.get_result(handle.id)
         return result
 
-    def queue_of(self, task: AnyTask) -> str | None:
+    def queue_of(self, task: compat.AnyTask) -> str | None:
         """Return the queue of the bridge that a task names; None if it is the declared one, which routes may change."""
         if task.queue_name == _known[task.module_path][0].queue_name:
             return None
         return default_bridge().settings.default_queue if task.queue_name == _DEFAULT_QUEUE else task.queue_name
 
-    def get_result(self, result_id: str) -> AnyResult:
+    def get_result(self, result_id: str) -> compat.AnyResult:
         """Return what has become of a message, in any process that has imported its task.
 
         Of an attempt that was retried, the traceback is but the type and the text of its error. Raises
@@ -176,49 +164,50 @@ class TaskBackend(BaseTaskBackend):
         try:
             record = bridge.handle(result_id).status()
         except NoSuchRecord as exc:
-            raise TaskResultDoesNotExist(result_id) from exc
+            raise compat.TaskResultDoesNotExist(result_id) from exc
         if (known := _known.get(record.task)) is None:
-            raise TaskResultDoesNotExist(f"{result_id}: its task {record.task!r} is not imported in this process")
+            raise compat.TaskResultDoesNotExist(
+                f"{result_id}: its task {record.task!r} is not imported in this process"
+            )
         return _recorded(known[0], record)
 
     def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
         """Return what keeps the backend from what its flags promise: a store, and queues that are known."""
         found: list[checks.CheckMessage] = list(super().check(**kwargs))
         bridge, where = default_bridge(), f"TASKS[{self.alias!r}]"
+
+        def say(kind: type[checks.Error | checks.Warning], id: str, what: str, hint: str | None = None) -> None:
+            found.append(kind(f"{where}: {what}", hint=hint, id=f"taskbridge.{id}"))
+
         if not apps.is_installed("taskbridge.django"):
-            hint = "Add 'taskbridge.django'."
-            found.append(checks.Error(f"{where}: its app is not in INSTALLED_APPS.", hint, id="taskbridge.E103"))
+            say(checks.Error, "E103", "its app is not in INSTALLED_APPS.", "Add 'taskbridge.django'.")
         if self.options and _known and all(known.backend != self.alias for known, _ in _known.values()):
-            what, hint = "its OPTIONS have no effect", f"They are for tasks decorated with backend={self.alias!r}."
-            found.append(checks.Warning(f"{where}: {what}.", hint, id="taskbridge.W103"))
+            hint = f"They are for tasks decorated with backend={self.alias!r}."
+            say(checks.Warning, "W103", "its OPTIONS have no effect.", hint)
         try:
             if bridge.store is None:
-                what, hint = "results need a store", "Set TASKBRIDGE['STORE'], such as 'redis://localhost:6379/0'."
-                found.append(checks.Error(f"{where}: {what}.", hint, id="taskbridge.E101"))
+                hint = "Set TASKBRIDGE['STORE'], such as 'redis://localhost:6379/0'."
+                say(checks.Error, "E101", "results need a store.", hint)
             for name in sorted(self.queues - {_DEFAULT_QUEUE, *bridge.queues()}):
                 hint = f"Add {name!r} to TASKBRIDGE['QUEUES']."
-                found.append(
-                    checks.Warning(f"{where}: no worker consumes the queue {name!r}.", hint, id="taskbridge.W101")
-                )
+                say(checks.Warning, "W101", f"no worker consumes the queue {name!r}.", hint)
             if bridge.settings.has_quorum:
                 for name in bridge.queues():
                     check_priority(bridge, where, name, "high")
         except BrokerUnavailable as exc:
-            found.append(
-                checks.Warning(f"{where}: whether priorities are kept is not known: {exc}", id="taskbridge.W102")
-            )
+            say(checks.Warning, "W102", f"whether priorities are kept is not known: {exc}")
         except TaskBridgeError as exc:
-            found.append(checks.Error(f"{where}: {exc}", id="taskbridge.E102"))
+            say(checks.Error, "E102", str(exc))
         return found
 
 
 # Declaring
 
-_known: Final[dict[str, tuple[AnyTask, Mapping[str, Any]]]] = {}
+_known: Final[dict[str, tuple[compat.AnyTask, Mapping[str, Any]]]] = {}
 """The tasks that this process has declared, by name, as they were decorated; and what they say beside Django's."""
 
 
-def _declare(task: AnyTask, options: Mapping[str, Any]) -> None:
+def _declare(task: compat.AnyTask, options: Mapping[str, Any]) -> None:
     """Declare a task, unless it is a copy of one that is declared, which `using` made."""
     name, said = task.module_path, {each: getattr(task, each, None) for each in (*_OPTIONS, "takes_context")}
     if (known := _known.get(name)) is not None and known[0].func is task.func and known[1] == said:
@@ -240,7 +229,7 @@ def _declare(task: AnyTask, options: Mapping[str, Any]) -> None:
         }
         bridge.task(**declared)(_function(task))
     except (ValueError, TypeError) as exc:
-        raise InvalidTask(str(exc)) from exc
+        raise compat.InvalidTask(str(exc)) from exc
     if not _known:
         for hook in _ENDS:
             bridge.on(hook)(_ended)
@@ -256,22 +245,22 @@ def _policy(chosen: Mapping[str, Any]) -> RetryPolicy | None:
     return RetryPolicy(**given)
 
 
-def _function(task: AnyTask) -> Callable[..., Any]:
+def _function(task: compat.AnyTask) -> Callable[..., Any]:
     """Return what workers call for a task: its function with its context, if it takes one; what it returns is JSON."""
     function, parameters = task.func, list(signature_of(task.func).parameters.values())
 
     def arguments(args: Sequence[Any]) -> Sequence[Any]:
         if not task.takes_context:
             return args
-        return (TaskContext(task_result=_running[current().message.attempt_key]), *args)
+        return (compat.TaskContext(task_result=_running[current().message.attempt_key]), *args)
 
     @wraps(function)
     async def run_async(*args: Any, **kwargs: Any) -> Any:
-        return as_json(await function(*arguments(args), **kwargs))
+        return compat.as_json(await function(*arguments(args), **kwargs))
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        return as_json(function(*arguments(args), **kwargs))
+        return compat.as_json(function(*arguments(args), **kwargs))
 
     made: Callable[..., Any] = run_async if iscoroutinefunction(function) else run
     # Without annotations, for the values are as JSON has them, whatever classes these name.
@@ -291,7 +280,7 @@ def _level(priority: int) -> Priority:
 
 _ENDS: Final[tuple[HookName, ...]] = ("succeeded", "retrying", "dead", "discarded")
 
-_running: Final[dict[str, AnyResult]] = {}
+_running: Final[dict[str, compat.AnyResult]] = {}
 """What runs in this process, by `Message.attempt_key`; what is given back stays, for its process ends."""
 
 
@@ -305,8 +294,8 @@ def _started(run: Context) -> Iterator[None]:
     now = moment(run.runner.now())
     result = _running[message.attempt_key] = _result_of(message)
     _add(result, [*attempts, Attempt(number=message.attempt, worker=this_process(), started_at=now)])
-    _set(result, status=TaskResultStatus.RUNNING)
-    signals.task_started.send_robust(_sender_of(result), task_result=result)
+    _set(result, status=compat.TaskResultStatus.RUNNING)
+    compat.signals.task_started.send_robust(_sender_of(result), task_result=result)
     yield
 
 
@@ -320,39 +309,39 @@ def _ended(event: Event) -> None:
         return
     _set(result, finished_at=_shown(moment(default_bridge().now())))
     if event.name == "succeeded":
-        _set(result, status=TaskResultStatus.SUCCESSFUL, _return_value=event.result)
-        signals.task_finished.send_robust(_sender_of(result), task_result=result)
+        _set(result, status=compat.TaskResultStatus.SUCCESSFUL, _return_value=event.result)
+        compat.signals.task_finished.send_robust(_sender_of(result), task_result=result)
         return
     error = event.error or TaskDiscarded(id=message.id, task=message.task, reason=event.reason)
     traceback = error.__traceback__
     result.errors.append(_error(ErrorInfo.of(error), failures.traceback_of(error)))
-    _set(result, status=TaskResultStatus.FAILED)
+    _set(result, status=compat.TaskResultStatus.FAILED)
     try:
         raise error  # receivers find it by `sys.exc_info()`, as Django's own do that logs it
     except BaseException:
         error.__traceback__ = traceback  # without this function
-        signals.task_finished.send_robust(_sender_of(result), task_result=result)
+        compat.signals.task_finished.send_robust(_sender_of(result), task_result=result)
 
 
-def _result_of(message: Message) -> AnyResult:
+def _result_of(message: Message) -> compat.AnyResult:
     """Return the result of a message that a worker has, as it was sent."""
     args, kwargs = message.arguments()
     return _as_sent(_known[message.task][0], message.id, args, kwargs, message.headers, message.enqueued_at)
 
 
-def _sender_of(result: AnyResult) -> type[BaseTaskBackend]:
+def _sender_of(result: compat.AnyResult) -> type[compat.BaseTaskBackend]:
     backend = result.backend
-    return type(task_backends[backend]) if backend in task_backends.settings else TaskBackend
+    return type(compat.task_backends[backend]) if backend in compat.task_backends.settings else TaskBackend
 
 
 # Results
 
 
-def _ready(task: AnyTask, id: str, args: Any, kwargs: Any, backend: str, enqueued_at: float) -> AnyResult:
-    return TaskResult(
+def _ready(task: compat.AnyTask, id: str, args: Any, kwargs: Any, backend: str, enqueued_at: float) -> compat.AnyResult:
+    return compat.TaskResult(
         task=task,
         id=id,
-        status=TaskResultStatus("READY"),
+        status=compat.TaskResultStatus("READY"),
         enqueued_at=_shown(moment(enqueued_at)),
         started_at=None,
         finished_at=None,
@@ -366,8 +355,8 @@ def _ready(task: AnyTask, id: str, args: Any, kwargs: Any, backend: str, enqueue
 
 
 def _as_sent(
-    known: AnyTask, id: str, args: Any, kwargs: Any, headers: Mapping[str, Any], enqueued_at: float
-) -> AnyResult:
+    known: compat.AnyTask, id: str, args: Any, kwargs: Any, headers: Mapping[str, Any], enqueued_at: float
+) -> compat.AnyResult:
     """Return a message's result as `enqueue` returned it; without its header, as if the bare task had been sent."""
     told: dict[str, Any] = json.loads(headers.get(_HEADER, "{}"))
     if told.get("run_after") is not None:
@@ -379,16 +368,16 @@ def _as_sent(
     return _ready(task, id, args, kwargs, task.backend, enqueued_at)
 
 
-def _recorded(known: AnyTask, record: Status) -> AnyResult:
+def _recorded(known: compat.AnyTask, record: Status) -> compat.AnyResult:
     args_json, kwargs_json, headers = record.sent or ("[]", "{}", {})
     args, kwargs = codec.loads_array(args_json), codec.loads_object(kwargs_json)
     result = _as_sent(known, record.id, args, kwargs, headers, record.enqueued_at.timestamp())
     _add(result, record.attempts)
     if record.state == "running":
-        _set(result, status=TaskResultStatus.RUNNING)
+        _set(result, status=compat.TaskResultStatus.RUNNING)
     elif record.is_final:
         is_done = record.state == "done"
-        status = TaskResultStatus.SUCCESSFUL if is_done else TaskResultStatus.FAILED
+        status = compat.TaskResultStatus.SUCCESSFUL if is_done else compat.TaskResultStatus.FAILED
         _set(result, status=status, finished_at=_shown(record.ended_at))
         try:
             _set(result, _return_value=outcome_of(record, None))
@@ -401,7 +390,7 @@ def _recorded(known: AnyTask, record: Status) -> AnyResult:
     return result
 
 
-def _add(result: AnyResult, attempts: Sequence[Attempt]) -> None:
+def _add(result: compat.AnyResult, attempts: Sequence[Attempt]) -> None:
     """Add attempts to a result. A record has the latest 50: the workers of those before have an empty id."""
     if attempts:
         workers = [""] * (attempts[0].number - 1) + [each.worker for each in attempts]
@@ -410,9 +399,9 @@ def _add(result: AnyResult, attempts: Sequence[Attempt]) -> None:
         _set(result, worker_ids=workers, started_at=started_at, last_attempted_at=last_at, errors=errors)
 
 
-def _error(error: ErrorInfo, traceback: str = "") -> TaskError:
+def _error(error: ErrorInfo, traceback: str = "") -> compat.TaskError:
     path = error.type if "." in error.type else f"builtins.{error.type}"
-    return TaskError(exception_class_path=path, traceback=traceback or f"{error.type}: {error.message}\n")
+    return compat.TaskError(exception_class_path=path, traceback=traceback or f"{error.type}: {error.message}\n")
 
 
 def _shown(at: Any) -> Any:
@@ -420,6 +409,6 @@ def _shown(at: Any) -> Any:
     return at if at is None or settings.USE_TZ else timezone.make_naive(at)
 
 
-def _set(result: AnyResult, **values: Any) -> None:
+def _set(result: compat.AnyResult, **values: Any) -> None:
     for name, value in values.items():
         object.__setattr__(result, name, value)  # it is frozen

@@ -56,18 +56,13 @@ def _bridge(arguments: Namespace) -> Bridge:
 
 
 @cli.command(
-    "import_beat",
     "take over the schedules of Celery beat",
-    cli.argument("--dry-run", action="store_true", help="say what would be done, and do nothing"),
+    cli.flag("--dry-run", "say what would be done, and do nothing"),
     cli.argument(
-        "--namespace", default="CELERY", help="what the names of Celery's settings begin with; default: CELERY"
+        "--namespace", "NAMESPACE", "what the names of Celery's settings begin with; default: CELERY", default="CELERY"
     ),
-    cli.argument(
-        "--celery", metavar="APP", help="the Celery app whose beat_schedule counts too, such as shop.celery.app"
-    ),
-    cli.argument(
-        "--database", metavar="ALIAS", help="where the tables of django-celery-beat are; default: the routers'"
-    ),
+    cli.argument("--celery", "APP", "the Celery app whose beat_schedule counts too, such as shop.celery.app"),
+    cli.argument("--database", "ALIAS", "where the tables of django-celery-beat are; default: the routers'"),
     cli.JSON,
     opens=_bridge,
 )

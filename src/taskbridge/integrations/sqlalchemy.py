@@ -77,6 +77,8 @@ def after_commit(session: AnySession) -> Commit:
 class _Sends:
     """Makes sends a part of the transaction of a session; see `taskbridge.transactions.Sends`."""
 
+    outbox: Any  # a `SessionOutbox`; None for sends that go to none
+
     def session(self) -> Session | AsyncSession | None:
         raise NotImplementedError
 
@@ -93,14 +95,16 @@ class _Sends:
         waiting.is_async = session is not found
         waiting.held.append((_innermost(session), held, publish))
 
-    def put_into(self, table: Table, namespace: str, texts: Sequence[str], then: Callable[[], object] | None) -> None:
-        session, caller, rows = self._found(), _caller.get(), [{"namespace": namespace, "text": text} for text in texts]
+    def put(self, texts: Sequence[str], then: Callable[[], object] | None) -> None:
+        """Insert entries in the session's transaction; call `then` when they are committed."""
+        session, caller, outbox = self._found(), _caller.get(), cast("SessionOutbox", self.outbox)
+        insert, rows = outbox.table.insert(), [{"namespace": outbox.namespace, "text": text} for text in texts]
         if caller is not None:
-            asyncio.run_coroutine_threadsafe(_execute(session, table.insert(), rows), caller[0]).result()
+            asyncio.run_coroutine_threadsafe(_execute(session, insert, rows), caller[0]).result()
         elif isinstance(session, AsyncSession):
             raise TypeError("a send in the transaction of an AsyncSession is awaited: asend, not send")
         else:
-            session.execute(table.insert(), rows)
+            session.execute(insert, rows)
         if then is not None:
             self.hold("", [None], lambda _: then())
 
@@ -148,10 +152,6 @@ class _InSession(_Sends):
     def session(self) -> Session | AsyncSession:
         return self.named
 
-    def put(self, texts: Sequence[str], then: Callable[[], object] | None) -> None:
-        outbox = cast("SessionOutbox", self.outbox)
-        self.put_into(outbox.table, outbox.namespace, texts, then)
-
 
 class SessionOutbox(_Sends):
     """The outbox in an application's database; it sets itself as `bridge.transactions`, and workers look into it.
@@ -177,6 +177,7 @@ class SessionOutbox(_Sends):
         if not isinstance(engine, Engine):
             raise TypeError(f"workers look by threads: SessionOutbox takes what create_engine makes, not {engine!r}")
         self.table: Table = table
+        self.outbox: SessionOutbox = self  # for it is the bridge's transactions, too
         self._bridge = bridge
         self._engine = engine
         self._of_current = current
@@ -193,21 +194,12 @@ class SessionOutbox(_Sends):
 
     # As the bridge's transactions: those of the current session
 
-    @property
-    def outbox(self) -> SessionOutbox:
-        """Itself."""
-        return self
-
     def session(self) -> Session | AsyncSession | None:
         """Return the current session; None if there is no telling."""
         if self._of_current is None:
             return None
         caller = _caller.get()
         return self._of_current() if caller is None else caller[1]()
-
-    def put(self, texts: Sequence[str], then: Callable[[], object] | None) -> None:
-        """Insert entries in the current session's transaction; call `then` when they are committed."""
-        self.put_into(self.table, self.namespace, texts, then)
 
     # For workers
 

@@ -16,8 +16,8 @@ from taskbridge.background import Background
 from taskbridge.exceptions import BrokerUnavailable, SendError, WorkerLost
 from taskbridge.logs import logger
 from taskbridge.metrics.names import ATTEMPTS, COUNTED, MESSAGES, RUN, SEND, UNKNOWN, WAIT
-from taskbridge.observing import Observer
-from taskbridge.retry import CancelledVerdict, Dead, Discarded, Done, RunAgain, Verdict
+from taskbridge.observing import OUTCOMES, Observer
+from taskbridge.retry import Dead, RunAgain, Verdict
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
@@ -35,15 +35,6 @@ Batch: TypeAlias = list[tuple[str, tuple[str, ...], Sequence[float]]]
 
 Add: TypeAlias = Callable[[float, Mapping[str, str]], object]
 """Adds a number to a counter with these labels, or a time to a histogram."""
-
-_OUTCOMES: Final[Mapping[type, str]] = {
-    Done: "done",
-    RunAgain: "retried",
-    Dead: "dead",
-    Discarded: "discarded",
-    CancelledVerdict: "cancelled",
-}
-"""By kind of verdict; one that is none of these, but of a subclass, ends no attempt."""
 
 
 class Counts(Observer):
@@ -92,7 +83,7 @@ class Counts(Observer):
 
     def ran(self, message: Message, verdict: Verdict, started_at: float, seconds: float) -> None:
         """Count a run, unless it was given back, or was none because the message had expired."""
-        outcome = _OUTCOMES.get(type(verdict))
+        outcome = OUTCOMES.get(type(verdict))
         if outcome is None:
             return
         if outcome == "discarded" and message.expires_at is not None and started_at > message.expires_at:
@@ -104,30 +95,10 @@ class Counts(Observer):
     def settled(self, message: Message, verdict: Verdict) -> None:
         """Count the end of a message, and an attempt that was lost with its worker."""
         heard = self._here.made or self._here.get()
-        if (state := _OUTCOMES.get(type(verdict))) is not None and state != "retried":
+        if (state := OUTCOMES.get(type(verdict))) is not None and state != "retried":
             heard.add((MESSAGES, message.task, message.queue, state), 1.0)
         if state != "done" and isinstance(verdict, (RunAgain, Dead)) and isinstance(verdict.error, WorkerLost):
             heard.add((ATTEMPTS, message.task, "lost"), 1.0)
-
-
-class _Rows(dict[tuple[str, ...], list[float]]):
-    """What was heard, by metric and the values of its labels: each time, or a 1 each time; of a run, also its wait.
-
-    What a message names that is not known here shares a row.
-    """
-
-    def __init__(self, bridge: Bridge) -> None:
-        super().__init__()
-        self._bridge = bridge
-
-    def __missing__(self, key: tuple[str, ...]) -> list[float]:
-        name, *labels = key
-        known = map(self._known, COUNTED[name].labels, labels)
-        return self.setdefault((name, *known), [])
-
-    def _known(self, label: str, value: str) -> str:
-        is_known = {"task": self._bridge.knows, "queue": self._bridge.queues().__contains__}.get(label)
-        return value if is_known is None or is_known(value) else UNKNOWN
 
 
 class _Heard(Background):
@@ -138,7 +109,7 @@ class _Heard(Background):
         self._deliver = deliver
         self._flushing = locks.Lock()
         self._bridge = bridge
-        self._rows = _Rows(bridge)
+        self._rows: dict[tuple[str, ...], list[float]] = {}  # each time, or a 1 each time; of a run, also its wait
         self._zeros: Batch = []
         self._see_to_thread()
 
@@ -152,10 +123,16 @@ class _Heard(Background):
 
     def add(self, key: tuple[str, ...], *values: float) -> None:
         """Note numbers in the row of a metric and the values of its labels."""
-        row = self._rows[key]
+        if (row := self._rows.get(key)) is None:
+            row = self._rows.setdefault((key[0], *map(self._known, COUNTED[key[0]].labels, key[1:])), [])
         row += values
         if len(row) > _MOST_HEARD:
             self._see_to_thread()
+
+    def _known(self, label: str, value: str) -> str:
+        """Return the value of a label; what is not known here shares a row."""
+        is_known = {"task": self._bridge.knows, "queue": self._bridge.queues().__contains__}.get(label)
+        return value if is_known is None or is_known(value) else UNKNOWN
 
     def _see_to_thread(self) -> None:
         try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Literal
 
 from taskbridge.bridge import Bridge
 from taskbridge.dead import Replayed, filters_text
@@ -15,48 +15,53 @@ Form = Mapping[str, str]
 """The fields of a form that are not empty."""
 
 
+def _filters(form: Form) -> dict[str, str | None]:
+    return {name: form.get(name) for name in ("task", "reason", "queue")}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Act:
     """Something that can be done.
 
     Attributes:
-        do: Does it, and returns what is said of it; `TaskBridgeError` or `ValueError` say why it isn't done.
+        call: Does it to a target, and returns what is put in the text for `{done}`; False if there was nothing to do.
+        said: The text.
+        why_not: The text if there was nothing to do.
+        of: What the target is: a name, an id, or filters of dead letters.
         page: Where to go then, if the form came from no page.
-        target: What it is done to.
     """
 
-    do: Callable[[Bridge, Form], str]
-    page: str
-    target: Callable[[Form], str] = lambda form: form.get("target", "")
+    call: Callable[[Bridge, str, Form], object]
+    said: str = "{done}"
+    why_not: str = ""
+    of: Literal["name", "id", "filters"] = "name"
+    page: str = ""
+
+    def target(self, form: Form) -> str:
+        """Return what the act is done to."""
+        return filters_text(**_filters(form)) if self.of == "filters" else form.get("target", "")
+
+    def do(self, bridge: Bridge, form: Form) -> str:
+        """Do it, and return what is said of it; `TaskBridgeError` or `ValueError` say why it isn't done."""
+        target = self.target(form)
+        if self.of == "id" and not is_id(target):
+            raise ValueError("this is no message's or flow's id")
+        done = self.call(bridge, target, form)
+        if done is False:
+            raise ValueError(self.why_not.format(target=target))
+        return self.said.format(target=target, done=done)
 
 
-def _filters(form: Form) -> dict[str, str | None]:
-    return {name: form.get(name) for name in ("task", "reason", "queue")}
-
-
-def _id(form: Form) -> str:
-    if not is_id(found := form.get("target")):
-        raise ValueError("this is no message's or flow's id")
-    return found
-
-
-def _rate(form: Form) -> float | None:
+def _replay_all(bridge: Bridge, _: str, form: Form) -> str:
     try:
-        return float(form["per_second"]) if "per_second" in form else None
+        per_second = float(form["per_second"]) if "per_second" in form else None
     except ValueError:
         raise ValueError("how many start in a second must be a number above 0") from None
-
-
-def _replay(bridge: Bridge, form: Form) -> str:
-    return _told(bridge.dead.replay(_id(form)))
-
-
-def _replay_all(bridge: Bridge, form: Form) -> str:
     task, reason, queue = _filters(form).values()
-    return _told(bridge.dead.replay_all(task=task, reason=reason, queue=queue, per_second=_rate(form)))
+    return _replayed(bridge.dead.replay_all(task=task, reason=reason, queue=queue, per_second=per_second))
 
 
-def _told(replayed: Replayed) -> str:
+def _replayed(replayed: Replayed) -> str:
     parts = [
         (replayed.ids, "replayed"),
         (replayed.missing, "not there any more"),
@@ -64,29 +69,13 @@ def _told(replayed: Replayed) -> str:
         (replayed.held, "stay, for other messages hold their unique keys"),
     ]
     text = "; ".join(f"{len(ids)} {what}" for ids, what in parts if ids)
-    return _if_done(replayed.ids, text, text or "there is nothing to replay")
-
-
-def _if_done(is_done: object, text: str, why_not: str) -> str:
-    if not is_done:
-        raise ValueError(why_not)
+    if not replayed.ids:
+        raise ValueError(text or "there is nothing to replay")
     return text
 
 
-def _purge(bridge: Bridge, form: Form) -> str:
-    return _purged(bridge.dead.purge(_id(form)))
-
-
-def _purge_all(bridge: Bridge, form: Form) -> str:
-    return _purged(bridge.dead.purge_all(**_filters(form)))
-
-
-def _purged(ids: Sequence[str]) -> str:
-    return _if_done(ids, f"{len(ids)} purged", "there is nothing to purge any more")
-
-
-def _cancel(bridge: Bridge, form: Form) -> str:
-    status = bridge.handle(_id(form)).cancel(interrupt="interrupt" in form)
+def _cancel(bridge: Bridge, id: str, form: Form) -> str:
+    status = bridge.handle(id).cancel(interrupt="interrupt" in form)
     if status.state == "cancelled":
         return f"Message {status.id} is cancelled: it starts no more"
     if status.is_final:
@@ -94,73 +83,66 @@ def _cancel(bridge: Bridge, form: Form) -> str:
     return f"Message {status.id} runs, and was told to stop; there is no further attempt"
 
 
-def _pause(bridge: Bridge, form: Form) -> str:
-    queue = form.get("target", "")
+def _pause(bridge: Bridge, queue: str, _: Form) -> None:
     check_known(queue, bridge.queues())
     bridge.pause(queue)
-    return f"Queue {queue} is paused: nothing new starts"
 
 
-def _resume(bridge: Bridge, form: Form) -> str:
-    queue = form.get("target", "")
-    return _if_done(bridge.resume(queue), f"Queue {queue} goes on", f"queue {queue} was not paused")
+def _cancel_flow(bridge: Bridge, id: str, _: Form) -> str:
+    flow = bridge.flows.cancel(id)
+    if flow.state != "cancelled":
+        raise ValueError(f"it is {flow.state}")
+    return f"Flow {flow.id} is cancelled: it starts no step"
 
 
-def _pause_task(bridge: Bridge, form: Form) -> str:
-    task = form.get("target", "")
-    bridge.pause(task=task)
-    return f"Tasks {task} are paused: nothing new starts"
+def _retry_flow(bridge: Bridge, id: str, _: Form) -> object:
+    return bridge.flows.status(id).state != "done" and bridge.flows.retry(id)
 
 
-def _resume_task(bridge: Bridge, form: Form) -> str:
-    task = form.get("target", "")
-    return _if_done(bridge.resume(task=task), f"Tasks {task} go on", f"tasks {task} were not paused")
-
-
-def _pause_schedule(bridge: Bridge, form: Form) -> str:
-    bridge.schedules.pause(form.get("target", ""))
-    return "The schedule is paused"
-
-
-def _resume_schedule(bridge: Bridge, form: Form) -> str:
-    bridge.schedules.resume(form.get("target", ""))
-    return "The schedule goes on"
-
-
-def _run_schedule(bridge: Bridge, form: Form) -> str:
-    return f"Sent as message {bridge.schedules.run(form.get('target', ''))}"
-
-
-def _cancel_flow(bridge: Bridge, form: Form) -> str:
-    flow = bridge.flows.cancel(_id(form))
-    return _if_done(flow.state == "cancelled", f"Flow {flow.id} is cancelled: it starts no step", f"it is {flow.state}")
-
-
-def _retry_flow(bridge: Bridge, form: Form) -> str:
-    flow = bridge.flows.status(_id(form))
-    _if_done(flow.state != "done", "", "there is nothing to retry: it is done")
-    bridge.flows.retry(flow.id)
-    return f"Flow {flow.id} goes on"
-
-
-def _filtered(form: Form) -> str:
-    return filters_text(**_filters(form))
-
+_PURGED: Final[dict[str, Any]] = {
+    "said": "{done} purged",
+    "why_not": "there is nothing to purge any more",
+    "page": "dead",
+}
 
 ACTS: Final[Mapping[str, Act]] = {
-    "replay": Act(do=_replay, page="dead"),
-    "replay_all": Act(do=_replay_all, page="dead", target=_filtered),
-    "purge": Act(do=_purge, page="dead"),
-    "purge_all": Act(do=_purge_all, page="dead", target=_filtered),
-    "cancel": Act(do=_cancel, page="running"),
-    "pause": Act(do=_pause, page=""),
-    "resume": Act(do=_resume, page=""),
-    "pause_task": Act(do=_pause_task, page=""),
-    "resume_task": Act(do=_resume_task, page=""),
-    "pause_schedule": Act(do=_pause_schedule, page="schedules"),
-    "resume_schedule": Act(do=_resume_schedule, page="schedules"),
-    "run_schedule": Act(do=_run_schedule, page="schedules"),
-    "cancel_flow": Act(do=_cancel_flow, page="flows"),
-    "retry_flow": Act(do=_retry_flow, page="flows"),
+    "replay": Act(call=lambda bridge, dead, _: _replayed(bridge.dead.replay(dead)), of="id", page="dead"),
+    "replay_all": Act(call=_replay_all, of="filters", page="dead"),
+    "purge": Act(call=lambda bridge, dead, _: len(bridge.dead.purge(dead)) or False, of="id", **_PURGED),
+    "purge_all": Act(
+        call=lambda bridge, _, form: len(bridge.dead.purge_all(**_filters(form))) or False, of="filters", **_PURGED
+    ),
+    "cancel": Act(call=_cancel, of="id", page="running"),
+    "pause": Act(call=_pause, said="Queue {target} is paused: nothing new starts"),
+    "resume": Act(
+        call=lambda bridge, queue, _: bridge.resume(queue),
+        said="Queue {target} goes on",
+        why_not="queue {target} was not paused",
+    ),
+    "pause_task": Act(
+        call=lambda bridge, task, _: bridge.pause(task=task), said="Tasks {target} are paused: nothing new starts"
+    ),
+    "resume_task": Act(
+        call=lambda bridge, task, _: bridge.resume(task=task),
+        said="Tasks {target} go on",
+        why_not="tasks {target} were not paused",
+    ),
+    "pause_schedule": Act(
+        call=lambda bridge, name, _: bridge.schedules.pause(name), said="The schedule is paused", page="schedules"
+    ),
+    "resume_schedule": Act(
+        call=lambda bridge, name, _: bridge.schedules.resume(name), said="The schedule goes on", page="schedules"
+    ),
+    "run_schedule": Act(
+        call=lambda bridge, name, _: bridge.schedules.run(name), said="Sent as message {done}", page="schedules"
+    ),
+    "cancel_flow": Act(call=_cancel_flow, of="id", page="flows"),
+    "retry_flow": Act(
+        call=_retry_flow,
+        said="Flow {target} goes on",
+        why_not="there is nothing to retry: it is done",
+        of="id",
+        page="flows",
+    ),
 }
 """The acts, by the names that `allow` and the hook `operated` are given."""

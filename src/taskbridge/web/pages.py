@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from time import monotonic
@@ -21,19 +21,12 @@ from taskbridge._version import __version__
 from taskbridge.bridge import Bridge
 from taskbridge.dead import DeadEntry, filters_text
 from taskbridge.durations import moment
-from taskbridge.exceptions import (
-    BrokerUnavailable,
-    NoSuchDeadLetter,
-    NoSuchRecord,
-    TaskBridgeError,
-    UnsupportedError,
-)
+from taskbridge.exceptions import BrokerUnavailable, NoSuchDeadLetter, NoSuchRecord, TaskBridgeError, UnsupportedError
 from taskbridge.failures import clipped
 from taskbridge.flows.states import FlowState
 from taskbridge.locks import Lock
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message, is_id
-from taskbridge.retry import ErrorInfo
 from taskbridge.stores.states import State, Status
 from taskbridge.web.acts import ACTS, Form
 from taskbridge.web.guard import Guard, who
@@ -70,21 +63,40 @@ class _Gone(TaskBridgeError):
     """What a page was to show isn't there."""
 
 
+@contextmanager
+def _gone(error: type[Exception], text: str = "There is no such page.") -> Generator[None]:
+    try:
+        yield
+    except error:
+        raise _Gone(text) from None
+
+
+def _failures(bridge: Bridge) -> Any:
+    shown = bridge.dead.shown_error
+    return [(each, shown(each.task, each.last_id, each.error)) for each in bridge.operations.failures()]
+
+
+_ANSWERS: Final[Mapping[str, Callable[[Bridge], Any]]] = {
+    "running": lambda bridge: bridge.operations.running(),
+    "failures": _failures,
+    "schedules": lambda bridge: bridge.schedules.list(),
+    "workers": lambda bridge: bridge.operations.workers(),
+}
+"""What is shown whole on the pages of these names."""
+
+
 def routes(bridge: Bridge, guard: Guard) -> list[BaseRoute]:
     """Return the routes of the page."""
     pages = _Pages(bridge, guard)
     views: Mapping[str, Callable[[Request], Context]] = {
         "": pages.now,
-        "running": pages.running,
-        "failures": pages.failures,
         "messages": pages.messages,
         "message": pages.message,
         "dead": pages.dead,
         "letter": pages.letter,
         "flows": pages.flows,
         "flow": pages.flow,
-        "schedules": pages.schedules,
-        "workers": pages.workers,
+        **{name: pages.recent(name) for name in _ANSWERS},
     }
     return [
         *(Route(f"/{path}", pages.viewed(path or "now", view)) for path, view in views.items()),
@@ -155,7 +167,6 @@ class _Pages:
         return endpoint
 
     def nowhere(self, request: Request) -> Response:
-        """Say that there is no such page."""
         return self._problem(request, "There is no such page.", HTTPStatus.NOT_FOUND, "")
 
     def _problem(self, request: Request, text: str, status: HTTPStatus, page: str) -> Response:
@@ -215,20 +226,11 @@ class _Pages:
         except UnsupportedError as exc:
             return exc.remedy
 
-    def running(self, request: Request) -> Context:
-        """Show what runs."""
-        return {"running": self._recent.get("running", self._bridge.operations.running)}
-
-    def failures(self, request: Request) -> Context:
-        """Show the failures of the last day."""
-        return {"failures": self._recent.get("failures", self._failures)}
-
-    def _failures(self) -> Sequence[tuple[Any, ErrorInfo | None]]:
-        found = self._bridge.operations.failures()
-        return [(each, self._bridge.dead.shown_error(each.task, each.last_id, each.error)) for each in found]
+    def recent(self, name: str) -> Callable[[Request], Context]:
+        """Return the view that shows one answer."""
+        return lambda _: {name: self._recent.get(name, partial(_ANSWERS[name], self._bridge))}
 
     def messages(self, request: Request) -> Context:
-        """Show messages by task, queue, state and time."""
         given = _filters_in(request, "task", "queue", "state", "since")
         since_s = _SINCE.get(given["since"] or "")
         filters: dict[str, Any] = {
@@ -237,10 +239,8 @@ class _Pages:
             "state": given["state"] if given["state"] in get_args(State) else None,
             "since": None if since_s is None else moment(self._bridge.now() - since_s),
         }
-        try:
+        with _gone(ValueError):  # the cursor is no page's
             found = self._bridge.operations.messages(**filters, cursor=request.query_params.get("cursor", ""))
-        except ValueError:  # the cursor is no page's
-            raise _Gone("There is no such page.") from None
         return {
             "given": given,
             "items": [self._bridge.dead.shown_status(each) for each in found.items],
@@ -251,12 +251,9 @@ class _Pages:
         }
 
     def message(self, request: Request) -> Context:
-        """Show one message with its attempts."""
         asked = _id_in(request)
-        try:
+        with _gone(NoSuchRecord, f"No message {asked} is recorded. Records are forgotten a while after their end."):
             status = self._bridge.handle(asked).status()
-        except NoSuchRecord:
-            raise _Gone(f"No message {asked} is recorded. Records are forgotten a while after their end.") from None
         entry = self._entry_of(status)
         hides = self._bridge.dead.redacts  # what a task returned may be as secret as what it was given
         return {"status": self._bridge.dead.shown_status(status), "entry": entry, "hides_result": hides}
@@ -276,12 +273,9 @@ class _Pages:
         return self._bridge.dead.shown(DeadLetter(message=message, reason="", died_at=0.0, error=status.error))
 
     def dead(self, request: Request) -> Context:
-        """Show dead letters by task, reason and queue."""
         filters = _filters_in(request, "task", "reason", "queue")
-        try:
+        with _gone(ValueError):  # `after` is no page's
             found = self._bridge.dead.list(**filters, limit=_LETTERS, after=request.query_params.get("after") or None)
-        except ValueError:  # `after` is no page's
-            raise _Gone("There is no such page.") from None
         counts = self._recent.get("counts", self._bridge.counts)
         return {
             "filters": filters,
@@ -293,36 +287,26 @@ class _Pages:
         }
 
     def letter(self, request: Request) -> Context:
-        """Show one dead letter."""
         asked = _id_in(request)
-        try:
+        gone = f"There is no dead letter {asked} any more: it was replayed, purged, or its time is over."
+        with _gone(NoSuchDeadLetter, gone):
             return {"entry": self._bridge.dead.get(asked)}
-        except NoSuchDeadLetter:
-            raise _Gone(
-                f"There is no dead letter {asked} any more: it was replayed, purged, or its time is over."
-            ) from None
 
     def flows(self, request: Request) -> Context:
-        """Show flows by state."""
         state: Any = request.query_params.get("state")
         chosen = state if state in _FLOW_STATES else None
-        try:
+        with _gone(ValueError):  # the cursor is no page's
             found = self._bridge.operations.flows(state=chosen, cursor=request.query_params.get("cursor", ""))
-        except ValueError:  # the cursor is no page's
-            raise _Gone("There is no such page.") from None
         items = [self._bridge.dead.shown_flow(each) for each in found.items]
         return {"items": items, "cursor": found.cursor, "state": chosen, "states": _FLOW_STATES}
 
     def flow(self, request: Request) -> Context:
-        """Show one flow with a page of its steps."""
         asked, given = _id_in(request), request.query_params.get("first", "0")
         if not (given.isascii() and given.isdecimal() and len(given) <= _MOST_DIGITS):
             raise _Gone("There is no such page.")
-        try:
+        with _gone(NoSuchRecord, f"There is no flow {asked}. Flows are forgotten a while after their end."):
             flow = self._bridge.flows.status(asked)
             steps = self._bridge.flows.steps(asked, first=int(given), most=_STEPS)
-        except NoSuchRecord:
-            raise _Gone(f"There is no flow {asked}. Flows are forgotten a while after their end.") from None
         following = int(given) + _STEPS
         return {
             "flow": self._bridge.dead.shown_flow(flow),
@@ -330,14 +314,6 @@ class _Pages:
             "next": following if len(steps) >= _STEPS and following < flow.total else None,
             "steps": [self._bridge.dead.shown_status(each) for each in steps],
         }
-
-    def schedules(self, request: Request) -> Context:
-        """Show the schedules."""
-        return {"schedules": self._recent.get("schedules", self._bridge.schedules.list)}
-
-    def workers(self, request: Request) -> Context:
-        """Show the worker processes."""
-        return {"workers": self._recent.get("workers", self._bridge.operations.workers)}
 
     # Acts
 
