@@ -112,7 +112,7 @@ class Request(CeleryRequest):
                 self.on_failure(ExceptionInfo())
             raise TaskRevokedError(self.id) from exc  # which tells Celery to free the slot
 
-    def tell_tracer(self, carried: Message | Verdict | Exception) -> None:
+    def tell_tracer(self, carried: Message | Verdict) -> None:
         """Put into what Celery traces what the carrier is to be given; `inspect` shows nothing of it."""
         self.request_dict["delivery_info"] = {**self.delivery_info, CARRIED: carried}
 
@@ -130,7 +130,7 @@ class Request(CeleryRequest):
         self.on_accepted(self._way.pid, monotonic())
         self.trace(self.message.taskbridge)
 
-    def trace(self, carried: Message | Verdict | Exception) -> None:
+    def trace(self, carried: Message | Verdict) -> None:
         """Have Celery's tracer call the task, which comes to the carrier."""
         self.tell_tracer(carried)
         request = self.request_dict

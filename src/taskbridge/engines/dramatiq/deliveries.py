@@ -153,12 +153,13 @@ class TaskActor(Actor[Any, Any]):
             task = self._host.bound(message.task)
             if task.marks is None and self._came_back(delivery, message):
                 return settle.NotRun("its attempt runs here, or has ended here")
-            verdict = settle.begin(task, message, redelivered=delivery.redelivered)
-            if isinstance(verdict, Message):
-                message, verdict = verdict, None
-            return self._run(task, delivery, message) if verdict is None else verdict
+            found = settle.begin(task, message, redelivered=delivery.redelivered)
+            if isinstance(found, Message):
+                message = found
+                return self._run(task, delivery, message)
+            return found
         except settle.NotSettledError:
-            verdict = GivenBack()
+            verdict: Verdict = GivenBack()
         except BaseException as exc:  # Dramatiq acknowledges whatever is raised
             verdict = settle.not_settled(self._host, message, exc)
         delivery.suspect = True  # if it goes back
