@@ -158,6 +158,12 @@ def bind(host: Host, task: str) -> BoundTask:
     settings, broker, records, cancellations = host.settings, host.broker, host.records_of(task), host.cancellations
     declaration = host.declaration_of(task)
 
+    def report(*told: Any) -> None:
+        host.recording(task, "PG").report(*told)
+
+    def members(flow: str, stage: int, first: int, count: int) -> Sequence[Any]:
+        return host.flows.members(flow, stage, first, count)  # which few processes import
+
     return BoundTask(
         declaration=declaration,
         policy=settings.retry if declaration is None or declaration.retry is None else declaration.retry,
@@ -166,7 +172,7 @@ def bind(host: Host, task: str) -> BoundTask:
         most_bytes=None if records is None else settings.max_message_bytes,
         is_cancelled=(lambda _: False) if records is None else cancellations.knows,
         is_stopping=host.is_stopping,
-        report=lambda *told: host.recording(task, "PG").report(*told),
+        report=report,
         around=host.around_of(task),
         longest_s=longest_s(declaration, settings.grace_s),
         observers=host.observers,
@@ -180,7 +186,7 @@ def bind(host: Host, task: str) -> BoundTask:
         stopping=host.stopping,
         dead=host.dead,
         flows=lambda: host.flows,
-        members=lambda *asked: host.flows.members(*asked),  # noqa: PLW0108 - few processes import the flows
+        members=members,
     )
 
 

@@ -330,7 +330,6 @@ class Consumer(CeleryConsumer):
     # From start to end
 
     def start(self) -> None:
-        """Consume until the worker stops."""
         self._thread = threading.get_ident()
         if self._pauses is not None:
             self._pauses.on_change = partial(self.call_soon, self._keep_to_pauses)
@@ -484,10 +483,6 @@ class Consumer(CeleryConsumer):
         """Return whether the worker is to take another message; tasks of a lost connection have slots, too."""
         if self._life.draining:
             return False
-        if self._life.is_embedded and self.pool is not None:  # what is dropped may run all the same, if it had begun
-            attempts = copied(self._attempts.here.values())
-            held = sum(each.dropped_at is None or each.time_start is not None for each in attempts)
-            return held < int(self.pool.num_processes)
         known = worker_state.reserved_requests  # Celery 5.7 keeps those of a lost connection that run among them
         orphans = [each for each in self._life.active_requests() if getattr(each, "is_orphan", False)]
         return self.free_slots() > sum(each not in known for each in orphans)
@@ -592,7 +587,6 @@ class Consumer(CeleryConsumer):
     # Messages
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
-        """Return what is called with each message."""
         hand_on: Callable[[Any], None] = stock(super()).create_task_handler(*args, **kwargs)
         self._left.clear()
         self._keep_to_pauses()  # a new connection's consumer has all queues, and is about to consume

@@ -240,10 +240,6 @@ class Reception:
         """Return taskbridge's name of a queue of Dramatiq's; None if it is the user's own affair."""
         return wire.own_queue(self._namespace, queue_name)
 
-    def owns(self, queue_name: str) -> bool:
-        """Return whether a queue of Dramatiq's is one of taskbridge's."""
-        return self.own_queue(queue_name) is not None
-
     def admit(self, queue_name: str, body: bytes, **about: Any) -> Delivery | None:
         """Return a message that is to be run, or None if it is done with and to be removed.
 
