@@ -289,8 +289,7 @@ class Consumer(CeleryConsumer):
         self,
         *args: Any,
         app: Any,
-        pool: Any = None,
-        controller: Any = None,
+        pool: Any,
         worker_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
@@ -314,7 +313,7 @@ class Consumer(CeleryConsumer):
             )
         # Workers gossip and mingle to elect leaders and to share revoked ids; here it would only be noise.
         quiet = {**(worker_options or {}), "without_gossip": True, "without_mingle": True}
-        super().__init__(*args, app=app, pool=pool, controller=controller, worker_options=quiet, **options)
+        super().__init__(*args, app=app, pool=pool, worker_options=quiet, **options)
         if isinstance(pool, SoloPool):
             self.amqheartbeat = 0  # none can be sent while a task runs, and RabbitMQ ends a connection without
         self._call_in_loop: Callable[..., Any] = stock(super()).call_soon
@@ -472,8 +471,6 @@ class Consumer(CeleryConsumer):
 
     def free_slots(self) -> int:
         """Return how many more tasks the pool can run at once."""
-        if self.pool is None:
-            return 1
         slots: int = self.pool.num_processes
         if self._life.is_embedded:  # the requests that Celery knows are those of all workers in this process
             return slots
@@ -621,18 +618,16 @@ class Consumer(CeleryConsumer):
         is_redelivered = _is_redelivered(message)
         if wait_s > 0:  # parked, for Celery would hold it in this process's memory (rules D3 and D4)
             due = settle.suspect(read) if is_redelivered else read
-            return self._in_background(message, lambda: settle.later(self._host, due, wait_s))
+            return self._in_background(message, partial(settle.later, self._host, due, wait_s))
         if self._pauses is not None and self._pauses.holds(read):
-            return self._in_background(
-                message, lambda: settle.put_off_paused(self._host, read, redelivered=is_redelivered)
-            )
+            put_off = partial(settle.put_off_paused, self._host, read, redelivered=is_redelivered)
+            return self._in_background(message, put_off)
         if way is None and name in self.app.tasks and not self._has_children:
             self.update_strategies()  # declared since the worker started; children would not know it
             way = self.strategies.get(name)
         if way is None:
-            return self._in_background(
-                message, lambda: settle.put_off_unknown(self._host, read, redelivered=is_redelivered)
-            )
+            put_off = partial(settle.put_off_unknown, self._host, read, redelivered=is_redelivered)
+            return self._in_background(message, put_off)
         if self._came_back(message, read):
             return None
         begin = partial(self._begin_again, way) if is_redelivered else way
