@@ -289,7 +289,7 @@ class Consumer(CeleryConsumer):
         self,
         *args: Any,
         app: Any,
-        pool: Any,
+        pool: Any = None,
         worker_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
