@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskbridge import codec, failures
 from taskbridge.brokers.base import Broker, SignBroker, hand_over
@@ -63,7 +63,6 @@ if TYPE_CHECKING:
     from taskbridge.flows.running import Flows
 
 T = TypeVar("T")
-HolderT = TypeVar("HolderT")
 
 _log = logger("taskbridge.worker")
 _unknown: Final = OncePerMinute()  # which unknown tasks were logged
@@ -96,7 +95,7 @@ ENDED: Final = "ended"
 _MOST_REMEMBERED: Final = 10_000  # how many attempts are remembered as ended
 
 
-class Attempts(Generic[HolderT]):
+class Attempts:
     """What a process knows of its own attempts, by their keys; without a store, nothing else tells (rule A7).
 
     RabbitMQ delivers what was held on a lost connection again, though its task goes on here, or its verdict waits until
@@ -107,7 +106,7 @@ class Attempts(Generic[HolderT]):
     """
 
     def __init__(self) -> None:
-        self.here: dict[str, HolderT] = {}
+        self.here: dict[str, Any] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
 
     def ends(self, key: str, *, has_ended: bool) -> None:

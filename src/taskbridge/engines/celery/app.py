@@ -115,7 +115,6 @@ class CeleryEngine:
         # Ends the sleep of the worker's main loop; an embedded worker has no event loop. Fit for a signal handler.
         self.wake: Final[Callable[[], None]] = getattr(host.wire, "wake", self.waker.wake)
         self.consumer: Any = None  # the worker's consumer (`worker.Consumer`); None while there is no worker
-        self._closing: list[Callable[[], object]] = []
         self._runs = ChildRuns(host)
         self.carrier: Final = Carrier(host, self._runs)  # runs messages where Celery's pool runs tasks
         self.life: Final = CeleryLife(self, host, self._runs)
@@ -139,9 +138,7 @@ class CeleryEngine:
             return self.host.wire
         from taskbridge.engines.celery.redis_queues import RedisQueues  # here, for it imports redis
 
-        queues = RedisQueues(self.settings)
-        self._closing.append(queues.stop)
-        return queues
+        return RedisQueues(self.settings)
 
     def running_tags(self) -> set[str]:
         """Return the tags of messages whose tasks go on running, whatever becomes of a connection."""
@@ -341,8 +338,8 @@ class CeleryEngine:
         for signal, receiver in self._receivers.items():
             signal.disconnect(receiver)
         _trace_log.removeFilter(self._log_filter)
-        for close in self._closing:
-            close()
+        if self.settings.url.broker == "redis" and "queues" in vars(self):
+            self.queues.stop()
         self.waker.close()
         self.native.close()
 

@@ -300,7 +300,7 @@ class Consumer(CeleryConsumer):
         self._life = engine.life
         self.dead: DeadLetters = self._host.dead
         self._thread = 0
-        self._attempts: settle.Attempts[Request] = settle.Attempts()
+        self._attempts: settle.Attempts = settle.Attempts()
         self._newer: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._soon: deque[Callable[[], object]] = deque()
         self._writer: Callable[[], None] | None = None

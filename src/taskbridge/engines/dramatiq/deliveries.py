@@ -229,7 +229,7 @@ def _elsewhere(delivery: Delivery, reason: str) -> Returned:
 class Reception:
     """Looks at each message before it is handed to a thread; those in a newer form wait in the broker."""
 
-    def __init__(self, host: Host, broker: Broker, attempts: settle.Attempts[Delivery]) -> None:
+    def __init__(self, host: Host, broker: Broker, attempts: settle.Attempts) -> None:
         self._host = host
         self._broker = broker
         self._attempts = attempts
