@@ -30,7 +30,7 @@ def whoever_comes_later_takes_the_key() -> None:
 @mutant("U1", "who_cancels_and_sends_again_has_no_two_runs")
 def a_run_begins_before_its_start_is_recorded() -> None:
     """Who cancels a message whose run has just begun does not find it running, and frees its key."""
-    put(_SETTLE, "_begin_in_order", lambda _: lambda task, records, message: None)
+    put(_SETTLE, "_begin_in_order", lambda _: lambda task, records, message: message)
 
 
 @mutant("U1", "unique_tasks_need_a_store")
@@ -149,7 +149,7 @@ def a_retry_has_the_first_arguments() -> None:
         def remembering(begin: Any) -> Any:
             def begins(task: Any, records: Any, message: Any) -> Any:
                 first.setdefault(message.id, (message.args_json, message.kwargs_json))
-                return begin(task, records, message) if message.attempt == 1 else None
+                return begin(task, records, message) if message.attempt == 1 else message
 
             return begins
 

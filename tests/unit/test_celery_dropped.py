@@ -199,21 +199,6 @@ def test_what_runs_since_before_a_reconnection_has_its_slot_until_it_ends(
     assert consumer.has_free_slot()
 
 
-def test_an_embedded_worker_counts_what_it_runs_itself(holding: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Celery knows of running tasks is of all workers of the process."""
-    consumer = holding.consumer
-    consumer._life.is_embedded = True
-    consumer.pool.num_processes = 1
-    monkeypatch.setattr("celery.worker.state.reserved_requests", {Request() for _ in range(3)})
-
-    assert not consumer.has_free_slot()
-    consumer.ends(holding.request, has_ended=True)
-    assert consumer.has_free_slot()
-    consumer.begins(holding.request)
-    consumer.on_close()
-    assert consumer.has_free_slot(), "what was dropped unstarted comes again"
-
-
 def test_of_a_queue_of_another_type_it_is_said_what_to_do(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

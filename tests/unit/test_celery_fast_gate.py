@@ -39,7 +39,7 @@ def test_they_are_not_taken_with_a_version_that_was_not_tested(found: str, monke
 def test_they_are_not_taken_without_a_name_that_they_use(
     place: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = gate._found
+    found = gate.resolve_name
 
     def without(asked: str) -> Any:
         whole = found(asked)
@@ -47,14 +47,14 @@ def test_they_are_not_taken_without_a_name_that_they_use(
             return whole
         return SimpleNamespace(**{each: getattr(whole, each) for each in dir(whole) if each != name})
 
-    monkeypatch.setattr(gate, "_found", without)
+    monkeypatch.setattr(gate, "resolve_name", without)
     assert f"there is no {place.replace(':', '.')}.{name} any more" in obstacles()
 
 
 def test_py_amqp_delivers_and_reads_as_the_reader_expects() -> None:
     """A canary, too."""
-    deliver: Any = gate._found("amqp.channel:Channel")._on_basic_deliver
+    deliver: Any = gate.resolve_name("amqp.channel:Channel")._on_basic_deliver
     expected = ("self", "consumer_tag", "delivery_tag", "redelivered", "exchange", "routing_key", "msg")
     assert tuple(inspect.signature(deliver).parameters) == expected
-    set_up: Any = gate._found("amqp.transport:TCPTransport")._setup_transport
+    set_up: Any = gate.resolve_name("amqp.transport:TCPTransport")._setup_transport
     assert "_read_buffer" in set_up.__code__.co_names

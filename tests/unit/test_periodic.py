@@ -371,7 +371,7 @@ def test_a_second_message_of_a_tick_is_not_run_however_late_it_comes() -> None:
     message = Message(
         id=message_id, task="new", queue="default", args_json="[]", kwargs_json="{}", enqueued_at=1.8e9, redelivered=1
     )
-    assert begin(bridge.bound("new"), message, redelivered=False) is None
+    assert begin(bridge.bound("new"), message, redelivered=False) is message
     store.records.ended(message, Ending(state="done", at=1.8e9, result_json="null"), timeout_s=5)
     store.marks.given_back(message, timeout_s=5)  # as if it had grown too old
 

@@ -34,7 +34,7 @@ def failed(bridge: Bridge, *, cancelled: bool) -> Verdict:
     message = Message(**given, enqueued_at=time.time())
     records = bridge.records
     assert records is not None
-    assert begin(bridge.bound("t"), message, redelivered=False) is None
+    assert begin(bridge.bound("t"), message, redelivered=False) is message
     if cancelled:
         records.cancel("m", at=time.time(), timeout_s=5)
     return finish(bridge.bound("t"), message, RunAgain(8 * 86400.0, ValueError("no")))
@@ -86,7 +86,7 @@ def test_a_message_that_is_about_to_start_waits_until_it_is_known_what_is_paused
 
     assert begin(bridge.bound("t"), _message(), redelivered=False) == NotRun("paused")
     assert bridge.counts().delayed == 1
-    assert begin(bridge.bound("other"), _message(task="other"), redelivered=False) is None
+    assert isinstance(begin(bridge.bound("other"), _message(task="other"), redelivered=False), Message)
 
 
 def _message(**given: Any) -> Message:
@@ -153,7 +153,7 @@ def test_a_verdict_does_not_hang_on_its_record(
         raise TypeError("nobody thought of it")
 
     monkeypatch.setattr(bridge.records, "ended", raise_odd)
-    assert begin(bridge.bound("t"), _message(), redelivered=False) is None
+    assert isinstance(begin(bridge.bound("t"), _message(), redelivered=False), Message)
 
     assert finish(bridge.bound("t"), _message(), verdict) is verdict
 

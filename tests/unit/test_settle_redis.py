@@ -58,14 +58,14 @@ def test_a_worker_that_stood_still_does_not_run_what_another_one_has_run_meanwhi
     message = a_message()
     assert still.marks is not None
     still.marks.prepare()  # it has taken the message, and not begun with it
-    assert begin(other.bound("t"), message, redelivered=True) is None
+    assert begin(other.bound("t"), message, redelivered=True) is message
     assert other.marks is not None
     other.marks.ended(message)
 
     stand_still(still)
 
     assert begin(still.bound("t"), message, redelivered=False) == NotRun("ended before")
-    assert begin(still.bound("t"), a_message(), redelivered=False) is None
+    assert isinstance(begin(still.bound("t"), a_message(), redelivered=False), Message)
 
 
 def test_a_worker_that_always_lived_asks_nobody(make_bridge: Callable[[], Bridge]) -> None:

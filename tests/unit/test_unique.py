@@ -263,7 +263,7 @@ def test_what_was_cancelled_before_its_start_was_known_does_not_run_beside_anoth
     handle = task.send(1)
     message = Message(**SENT, id=handle.id, task="sync", unique=task.declaration.unique.held_by(task.call(1)))  # type: ignore[union-attr]
 
-    assert begin(bridge.bound("sync"), message, redelivered=False) is None
+    assert begin(bridge.bound("sync"), message, redelivered=False) is message
     assert handle.cancel().state == "running"
     assert not task.send(1).is_new
     bridge.close()

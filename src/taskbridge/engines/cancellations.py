@@ -86,7 +86,6 @@ class Cancellations(Background):
         return self._is_over(message)
 
     def close(self) -> None:
-        """End the thread."""
         self.stop()
 
     def run(self, stop: threading.Event) -> None:

@@ -82,7 +82,6 @@ class InlineWire:
         self._returns = itertools.count(-1, -1)
 
     def encode(self, message: Message) -> Message:
-        """Return the message itself."""
         return message
 
     def deliver(self, native: Message, *, returns: bool = False) -> None:
@@ -118,11 +117,9 @@ class InlineWire:
             self.changed.notify_all()
 
     def places(self, queue: str) -> Sequence[str]:
-        """Return the queue's own name."""
         return (queue,)
 
     def waiting(self, queue: str) -> int:
-        """Return how many messages wait in a queue."""
         with self.changed:
             return len(self._waiting.get(queue, ())) + sum(name == queue for name, _ in self.held)
 
@@ -198,7 +195,6 @@ class InlineEngine:
 
     @property
     def native(self) -> InlineEngine:
-        """The engine itself: there is no other."""
         return self
 
     def register(self, declaration: Declaration) -> None:
@@ -232,7 +228,6 @@ class InlineEngine:
 
     @contextmanager
     def embedded_worker(self, *, queues: Sequence[str], threads: int) -> Generator[None, None, None]:
-        """Run messages of these queues, all if empty, in so many threads while the block runs."""
         workers = _Workers(self, list(queues) or None, threads)
         self._scheduler.start()
         self._start(workers)
@@ -243,7 +238,6 @@ class InlineEngine:
             self._end(workers)
 
     def close(self) -> None:
-        """Stop the background threads."""
         with self._lock:
             background, self._background = self._background, None
         if background is not None:

@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskbridge import codec, failures
 from taskbridge.brokers.base import Broker, SignBroker, hand_over
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from taskbridge.flows.running import Flows
 
 T = TypeVar("T")
-HolderT = TypeVar("HolderT")
 
 _log = logger("taskbridge.worker")
 _unknown: Final = OncePerMinute()  # which unknown tasks were logged
@@ -95,7 +94,7 @@ ENDED: Final = "ended"
 _MOST_REMEMBERED: Final = 10_000  # how many attempts are remembered as ended
 
 
-class Attempts(Generic[HolderT]):
+class Attempts:
     """What a process knows of its own attempts, by their keys; without a store, nothing else tells (rule A7).
 
     RabbitMQ delivers what was held on a lost connection again, though its task goes on here, or its verdict waits until
@@ -106,7 +105,7 @@ class Attempts(Generic[HolderT]):
     """
 
     def __init__(self) -> None:
-        self.here: dict[str, HolderT] = {}
+        self.here: dict[str, Any] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
 
     def ends(self, key: str, *, has_ended: bool) -> None:
@@ -160,13 +159,16 @@ def bind(host: Host, task: str) -> BoundTask:
     def report(*told: Any) -> None:
         host.recording(task, "PG").report(*told)
 
+    def members(flow: str, stage: int, first: int, count: int) -> Sequence[Any]:
+        return host.flows.members(flow, stage, first, count)  # which few processes import
+
     return BoundTask(
         declaration=declaration,
         policy=settings.retry if declaration is None or declaration.retry is None else declaration.retry,
         hooks=host.hooks,
         now=host.clock,
         most_bytes=None if records is None else settings.max_message_bytes,
-        is_cancelled=_never if records is None else cancellations.knows,
+        is_cancelled=(lambda _: False) if records is None else cancellations.knows,
         is_stopping=host.is_stopping,
         report=report,
         around=host.around_of(task),
@@ -182,19 +184,8 @@ def bind(host: Host, task: str) -> BoundTask:
         stopping=host.stopping,
         dead=host.dead,
         flows=lambda: host.flows,
-        members=_members(host),
+        members=members,
     )
-
-
-def _members(host: Host) -> Callable[[str, int, int, int], Sequence[Any]]:
-    def members(flow: str, stage: int, first: int, count: int) -> Sequence[Any]:
-        return host.flows.members(flow, stage, first, count)  # which few processes import
-
-    return members
-
-
-def _never(_: Message) -> bool:
-    return False
 
 
 class NotSettledError(Exception):
@@ -214,21 +205,19 @@ def run_and_settle(host: Host, message: Message, *, redelivered: bool = False) -
     task, runs = host.bound(message.task), host.cancellations.runs
     found = begin(task, message, redelivered=redelivered)
     if isinstance(found, Message):
-        message, found = found, None
-    if found is None:
-        found = finish(task, message, task.run(message) if runs is None else runs.run(task, message))
+        found = finish(task, found, task.run(found) if runs is None else runs.run(task, found))
     return found
 
 
-def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | Message | None:
+def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | Message:
     """Mark a message's attempt as started, unless it was started before, or cancelled.
 
     `redelivered` is whether this attempt may have been started before: the broker says so, or the message is older than
     the lease. Only then is its mark read.
 
     Returns:
-        None if it is to be run now, or the message that is to be run in its place: the same, with newer arguments;
-        else a verdict that is carried out already.
+        The message that is to be run now: this one, or the same with newer arguments; else a verdict that is carried
+        out already.
     """
     if message.task == PROBE:
         _answer(task, message)
@@ -248,7 +237,7 @@ def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | 
     if marks is not None:
         marks.started(message)  # first of all: another delivery of this attempt may be at the same point
     if records is None:
-        return None
+        return message
     try:
         if _persist(task, task.cancellations.has, message):
             return _ended(task, message, CancelledVerdict())
@@ -260,19 +249,14 @@ def begin(task: BoundTask, message: Message, *, redelivered: bool) -> Verdict | 
             return _begin_in_order(task, records, message)
         records.started(message, worker=this_process(), at=task.now())
         if message.flow and "g" in flags_of(message.flow):
-            return _filled(task, message)
-    return None
+            try:  # to put its first argument in, which was too large to travel with it
+                return _persist(task, task.flows().filled, message)
+            except NoSuchRecord as exc:
+                return _ended(task, message, Dead("undecodable", exc))
+    return message
 
 
-def _filled(task: BoundTask, message: Message) -> Verdict | Message:
-    """Return a step with its first argument, which was too large to travel with it; it is dead if that is gone."""
-    try:
-        return _persist(task, task.flows().filled, message)
-    except NoSuchRecord as exc:
-        return _ended(task, message, Dead("undecodable", exc))
-
-
-def _begin_in_order(task: BoundTask, records: Records, message: Message) -> Verdict | Message | None:
+def _begin_in_order(task: BoundTask, records: Records, message: Message) -> Verdict | Message:
     """Record a start before it happens: it has an order then with who cancels, replaces or moves the message (U)."""
     now = task.now()
 
@@ -282,13 +266,12 @@ def _begin_in_order(task: BoundTask, records: Records, message: Message) -> Verd
     try:
         row, may_start = _persist(task, begin)
         if may_start:
-            newest = _if_readable(latest(row, message), message)
-            return None if newest is message else newest
+            return _if_readable(latest(row, message), message)
         if row is None or row["state"] == "cancelled":
-            return None if row is None else _ended(task, message, CancelledVerdict())
+            return message if row is None else _ended(task, message, CancelledVerdict())
         left_s = wait_s(row, message, now)
         if row["state"] not in FINAL and left_s <= 0:
-            return None  # its record is of a later attempt: as for others, its end tells
+            return message  # its record is of a later attempt: as for others, its end tells
         if task.marks is not None:
             _persist(task, task.marks.given_back, message)
         if left_s > 0:

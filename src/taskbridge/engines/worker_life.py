@@ -28,7 +28,7 @@ from functools import cache, partial
 from itertools import count
 from math import inf
 from time import monotonic, sleep
-from typing import Any, Final
+from typing import Final
 
 from taskbridge import locks
 from taskbridge.engines.base import APP_VARIABLE, MOST_MEMORY, MOST_TASKS, Host, tell_supervisor
@@ -63,7 +63,7 @@ class WorkerLife:
     def __init__(self, host: Host, runs: Runs) -> None:
         self._host = host
         self.runs: Final = runs  # what runs in this process
-        self.attempts: Final[Attempts[Any]] = Attempts()  # what is known here of attempts, beside what a store tells
+        self.attempts: Final = Attempts()  # what is known here of attempts, beside what a store tells
         self.runs.ends_process = lambda: self._is_whole_process
         host.is_stopping, host.cancellations.runs = self.is_stopping, runs
         self.draining: bool = False  # whether nothing is taken: the worker stops, or has stopped

@@ -29,8 +29,7 @@ from taskbridge.engines.celery.transport import Transport, Waker, own_connection
 from taskbridge.engines.settle import prepare_marks
 from taskbridge.exceptions import SettingsError
 from taskbridge.hooks import Event
-from taskbridge.message import Priority
-from taskbridge.settings import Address, Settings, each_host
+from taskbridge.settings import Address, each_host
 
 _FOREIGN_URLS: Final = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 """Variables that Celery reads before an app's own settings (celery/app/utils.py); `celery -b` sets the first."""
@@ -109,27 +108,28 @@ class CeleryEngine:
         self.broker_url: Final = broker_url
         self.tls: Final = tls  # what connections to RabbitMQ need to know of TLS; None without
         # kombu's transport, with taskbridge's rules where it needs them.
-        self.transport: Final[Any] = own_transport(self, _transport(host.settings))
+        is_amqp = host.settings.url.broker == "amqp"
+        base = fast.amqp_transport(is_wanted=host.settings.fast) if is_amqp else Transport
+        self.transport: Final[Any] = own_transport(self, base)
         self.waker: Final = Waker()  # ends the sleep of the event loop
         # Ends the sleep of the worker's main loop; an embedded worker has no event loop. Fit for a signal handler.
         self.wake: Final[Callable[[], None]] = getattr(host.wire, "wake", self.waker.wake)
         self.consumer: Any = None  # the worker's consumer (`worker.Consumer`); None while there is no worker
-        self._closing: list[Callable[[], object]] = []
         self._runs = ChildRuns(host)
         self.carrier: Final = Carrier(host, self._runs)  # runs messages where Celery's pool runs tasks
         self.life: Final = CeleryLife(self, host, self._runs)
         self._queues: dict[str, Any] = {}
-        self._app = self._make_app()
+        self.native: Final = self._make_app()  # the Celery app
         self._declare_queues()
-        for signal, receiver in self._signals():
+        self._receivers: Final[Mapping[Any, Callable[..., None]]] = {
+            signals.worker_shutting_down: self._on_shutting_down,
+            signals.worker_process_init: self._on_child_started,
+            signals.worker_process_shutdown: self._on_child_stopping,
+        }
+        for signal, receiver in self._receivers.items():
             signal.connect(receiver, weak=False)
-        self._log_filter = functools.partial(is_logged, self._app)
+        self._log_filter = functools.partial(is_logged, self.native)
         _trace_log.addFilter(self._log_filter)
-
-    @property
-    def native(self) -> BridgeCelery:
-        """The Celery app."""
-        return self._app
 
     @functools.cached_property
     def queues(self) -> Any:
@@ -138,21 +138,13 @@ class CeleryEngine:
             return self.host.wire
         from taskbridge.engines.celery.redis_queues import RedisQueues  # here, for it imports redis
 
-        queues = RedisQueues(self.settings)
-        self._closing.append(queues.stop)
-        return queues
+        return RedisQueues(self.settings)
 
     def running_tags(self) -> set[str]:
         """Return the tags of messages whose tasks go on running, whatever becomes of a connection."""
         if self.life.draining:
             return set()
         return {request.message.delivery_tag for request in self.life.active_requests()}
-
-    def consumed_queues(self) -> list[str]:
-        """Return which of taskbridge's queues this worker consumes, by taskbridge's own names."""
-        names = [queue.name for queue in list(self._app.amqp.queues.consume_from.values())]
-        own = [wire.own_queue(self.settings.namespace, name) for name in names]
-        return [queue for queue in own if queue is not None]
 
     # The app
 
@@ -223,8 +215,8 @@ class CeleryEngine:
         new = [queue for queue in self.host.queues() if queue not in self._queues]
         for queue in new:
             self._queues[queue] = self._queue(queue)
-        self._app.conf.task_queues = tuple(self._queues.values())
-        known = self._app.amqp.queues  # made of those in the settings when it is first asked for
+        self.native.conf.task_queues = tuple(self._queues.values())
+        known = self.native.amqp.queues  # made of those in the settings when it is first asked for
         consumes_all = all(name in known.consume_from for name in old)  # else the worker was told what to consume
         for queue in (self._queues[name] for name in new):
             if queue.name not in known:
@@ -245,19 +237,13 @@ class CeleryEngine:
         declaration = next((found for found in self.host.declarations() if found.name == name), None)
         if declaration is None:
             return None
-        return {
-            "queue": self._native_queue(self.host.queue_of(name)),
-            "priority": self._native_priority(declaration.priority),
-        }
-
-    def _native_priority(self, priority: Priority) -> int:
-        return (wire.REDIS_STEPS if self.settings.url.broker == "redis" else wire.RANKS)[priority]
+        numbers = wire.REDIS_STEPS if self.settings.url.broker == "redis" else wire.RANKS
+        return {"queue": self._native_queue(self.host.queue_of(name)), "priority": numbers[declaration.priority]}
 
     def register(self, declaration: Declaration) -> None:
-        """Make a Celery task of a declaration, and declare the queues that are known since."""
-        if declaration.name in self._app.tasks:  # its module was imported twice, and Celery keeps the first
-            self._app.tasks.unregister(declaration.name)
-        self._app.task(
+        if declaration.name in self.native.tasks:  # its module was imported twice, and Celery keeps the first
+            self.native.tasks.unregister(declaration.name)
+        self.native.task(
             name=declaration.name,
             bind=True,
             shared=False,  # else Celery registers it on every app of the process
@@ -293,13 +279,6 @@ class CeleryEngine:
 
     # Workers
 
-    def _signals(self) -> Sequence[tuple[Any, Callable[..., None]]]:
-        return (
-            (signals.worker_shutting_down, self._on_shutting_down),
-            (signals.worker_process_init, self._on_child_started),
-            (signals.worker_process_shutdown, self._on_child_stopping),
-        )
-
     def _on_shutting_down(self, **_: Any) -> None:
         if self._runs.worker_pid == os.getpid():
             self.life.drain()
@@ -325,7 +304,6 @@ class CeleryEngine:
         return bool(self._runs.worker_pid) and self._runs.worker_pid == os.getppid() != os.getpid()
 
     def worker_commands(self, options: WorkerOptions) -> list[Command]:
-        """Return Celery's own command lines: one with children, or one a process with threads."""
         if options.threads == 1:
             return [self._command(options, "prefork", options.processes)]
         return [self._command(options, "threads", options.threads) for _ in range(options.processes)]
@@ -351,20 +329,19 @@ class CeleryEngine:
         return Command(argv=tuple(argv), env=env, drops="CELERY_", keeps=_KEPT_VARIABLES)
 
     def embedded_worker(self, *, queues: Sequence[str], threads: int) -> AbstractContextManager[None]:
-        """Run a Celery worker in threads of this process while the block runs."""
         from taskbridge.engines.celery.embedded import embedded_worker  # here, for only memory brokers need it
 
         return embedded_worker(self, queues=[self._native_queue(queue) for queue in queues], threads=threads)
 
     def close(self) -> None:
         """Close connections, and forget the app."""
-        for signal, receiver in self._signals():
+        for signal, receiver in self._receivers.items():
             signal.disconnect(receiver)
         _trace_log.removeFilter(self._log_filter)
-        for close in self._closing:
-            close()
+        if self.settings.url.broker == "redis" and "queues" in vars(self):
+            self.queues.stop()
         self.waker.close()
-        self._app.close()
+        self.native.close()
 
 
 def _told(name: str, signal: Any) -> Callable[..., Any]:
@@ -384,10 +361,6 @@ def _told(name: str, signal: Any) -> Callable[..., Any]:
         getattr(stock(super(type(task), task)), name)(*about)
 
     return tell
-
-
-def _transport(settings: Settings) -> Any:
-    return fast.amqp_transport(is_wanted=settings.fast) if settings.url.broker == "amqp" else Transport
 
 
 def kombu_url(address: Address) -> tuple[str, Mapping[str, Any] | None]:

@@ -268,7 +268,7 @@ class Carrier:
         self._host = host
         self._runs = runs
 
-    def carry(self, carried: Message | Verdict | Exception, request: Any) -> Any:
+    def carry(self, carried: Message | Verdict, request: Any) -> Any:
         """Run the task of a message and settle it, or show what has become of one that has been settled before.
 
         Returns what the task returned, if somebody listens, or a plain client has linked anything to it. Raises the
@@ -278,12 +278,10 @@ class Carrier:
         if isinstance(carried, Message):
             self._runs.heed_signals()
             carried = self.settle(carried, redelivered=bool(request.delivery_info.get("redelivered")))
-        if isinstance(carried, Exception):
-            raise carried
         return self._show(carried, request)
 
-    def settle(self, message: Message, *, redelivered: bool) -> Verdict | Exception:
-        """Run a message and settle it; return the verdict, carried out, or the exception that tells Celery what to do.
+    def settle(self, message: Message, *, redelivered: bool) -> Verdict:
+        """Run a message and return its verdict, carried out; Celery is to return one to its queue that is given back.
 
         `redelivered` is whether the broker says that it was delivered before.
         """
@@ -291,27 +289,19 @@ class Carrier:
         runs.is_busy = True
         try:
             task = self._host.bound(message.task)
-            verdict = begin(task, message, redelivered=redelivered)
-            if isinstance(verdict, Message):
-                message, verdict = verdict, None
-            if verdict is None:
-                return finish(task, message, runs.run(task, message))
-        except NotSettledError as exc:
-            return _given_back(f"the worker stops: {exc}")
+            found = begin(task, message, redelivered=redelivered)
+            if isinstance(found, Message):
+                message = found
+                found = finish(task, message, runs.run(task, message))
+            return found
+        except NotSettledError:
+            return GivenBack()
         except (Exception, SystemExit) as exc:
-            return self.unsettled(message, exc)
+            return not_settled(self._host, message, exc)
         finally:
             runs.is_busy = False
             if runs.told_to_exit:
                 runs.exit_soon()
-        return _told(verdict)
-
-    def unsettled(self, message: Message, error: BaseException) -> Verdict | Exception:
-        """Deal with a message that could not be settled for a reason nobody thought of; return what Celery is to do."""
-        verdict = not_settled(self._host, message, error)
-        if isinstance(verdict, GivenBack):
-            return _given_back("it could not be settled")
-        return _told(verdict)
 
     def _show(self, verdict: Verdict, request: Any) -> Any:
         """Make Celery, Flower and the like see a verdict that was carried out."""
@@ -323,10 +313,12 @@ class Carrier:
                 raise Retry(exc=shown(error), when=round(after_s, 3))
             case Dead(reason, error):
                 raise TaskFailed(f"the message is dead: {reason}") if error is None else shown(error)
+            case NotRun(reason):
+                raise PutOff(reason)
             case Discarded(reason):
                 raise Ignore(reason)
             case GivenBack():
-                raise Reject("the worker stops", requeue=True)
+                raise Reject("it goes back to its queue", requeue=True)
 
 
 def call_task(task: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -349,16 +341,6 @@ def is_logged(app: Any, record: logging.LogRecord) -> bool:
     if is_own and "return_value" in about:
         about["return_value"] = "None"
     return not is_own or "return_value" in about or about.get("description") == "INTERNAL ERROR"
-
-
-def _told(verdict: Verdict) -> Verdict | Exception:
-    """Return what Celery is told of a verdict on a message that was not handed to its task."""
-    return PutOff(verdict.reason) if isinstance(verdict, NotRun) else verdict
-
-
-def _given_back(why: str) -> Exception:
-    shown: Exception = Reject(why, requeue=True)
-    return shown
 
 
 def shown(error: BaseException) -> Exception:

@@ -112,7 +112,7 @@ class Request(CeleryRequest):
                 self.on_failure(ExceptionInfo())
             raise TaskRevokedError(self.id) from exc  # which tells Celery to free the slot
 
-    def tell_tracer(self, carried: Message | Verdict | Exception) -> None:
+    def tell_tracer(self, carried: Message | Verdict) -> None:
         """Put into what Celery traces what the carrier is to be given; `inspect` shows nothing of it."""
         self.request_dict["delivery_info"] = {**self.delivery_info, CARRIED: carried}
 
@@ -130,7 +130,7 @@ class Request(CeleryRequest):
         self.on_accepted(self._way.pid, monotonic())
         self.trace(self.message.taskbridge)
 
-    def trace(self, carried: Message | Verdict | Exception) -> None:
+    def trace(self, carried: Message | Verdict) -> None:
         """Have Celery's tracer call the task, which comes to the carrier."""
         self.tell_tracer(carried)
         request = self.request_dict
@@ -290,7 +290,6 @@ class Consumer(CeleryConsumer):
         *args: Any,
         app: Any,
         pool: Any = None,
-        controller: Any = None,
         worker_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
@@ -301,7 +300,7 @@ class Consumer(CeleryConsumer):
         self._life = engine.life
         self.dead: DeadLetters = self._host.dead
         self._thread = 0
-        self._attempts: settle.Attempts[Request] = settle.Attempts()
+        self._attempts: settle.Attempts = settle.Attempts()
         self._newer: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._soon: deque[Callable[[], object]] = deque()
         self._writer: Callable[[], None] | None = None
@@ -314,7 +313,7 @@ class Consumer(CeleryConsumer):
             )
         # Workers gossip and mingle to elect leaders and to share revoked ids; here it would only be noise.
         quiet = {**(worker_options or {}), "without_gossip": True, "without_mingle": True}
-        super().__init__(*args, app=app, pool=pool, controller=controller, worker_options=quiet, **options)
+        super().__init__(*args, app=app, pool=pool, worker_options=quiet, **options)
         if isinstance(pool, SoloPool):
             self.amqheartbeat = 0  # none can be sent while a task runs, and RabbitMQ ends a connection without
         self._call_in_loop: Callable[..., Any] = stock(super()).call_soon
@@ -330,7 +329,6 @@ class Consumer(CeleryConsumer):
     # From start to end
 
     def start(self) -> None:
-        """Consume until the worker stops."""
         self._thread = threading.get_ident()
         if self._pauses is not None:
             self._pauses.on_change = partial(self.call_soon, self._keep_to_pauses)
@@ -473,8 +471,6 @@ class Consumer(CeleryConsumer):
 
     def free_slots(self) -> int:
         """Return how many more tasks the pool can run at once."""
-        if self.pool is None:
-            return 1
         slots: int = self.pool.num_processes
         if self._life.is_embedded:  # the requests that Celery knows are those of all workers in this process
             return slots
@@ -484,10 +480,6 @@ class Consumer(CeleryConsumer):
         """Return whether the worker is to take another message; tasks of a lost connection have slots, too."""
         if self._life.draining:
             return False
-        if self._life.is_embedded and self.pool is not None:  # what is dropped may run all the same, if it had begun
-            attempts = copied(self._attempts.here.values())
-            held = sum(each.dropped_at is None or each.time_start is not None for each in attempts)
-            return held < int(self.pool.num_processes)
         known = worker_state.reserved_requests  # Celery 5.7 keeps those of a lost connection that run among them
         orphans = [each for each in self._life.active_requests() if getattr(each, "is_orphan", False)]
         return self.free_slots() > sum(each not in known for each in orphans)
@@ -592,7 +584,6 @@ class Consumer(CeleryConsumer):
     # Messages
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
-        """Return what is called with each message."""
         hand_on: Callable[[Any], None] = stock(super()).create_task_handler(*args, **kwargs)
         self._left.clear()
         self._keep_to_pauses()  # a new connection's consumer has all queues, and is about to consume
@@ -627,18 +618,16 @@ class Consumer(CeleryConsumer):
         is_redelivered = _is_redelivered(message)
         if wait_s > 0:  # parked, for Celery would hold it in this process's memory (rules D3 and D4)
             due = settle.suspect(read) if is_redelivered else read
-            return self._in_background(message, lambda: settle.later(self._host, due, wait_s))
+            return self._in_background(message, partial(settle.later, self._host, due, wait_s))
         if self._pauses is not None and self._pauses.holds(read):
-            return self._in_background(
-                message, lambda: settle.put_off_paused(self._host, read, redelivered=is_redelivered)
-            )
+            put_off = partial(settle.put_off_paused, self._host, read, redelivered=is_redelivered)
+            return self._in_background(message, put_off)
         if way is None and name in self.app.tasks and not self._has_children:
             self.update_strategies()  # declared since the worker started; children would not know it
             way = self.strategies.get(name)
         if way is None:
-            return self._in_background(
-                message, lambda: settle.put_off_unknown(self._host, read, redelivered=is_redelivered)
-            )
+            put_off = partial(settle.put_off_unknown, self._host, read, redelivered=is_redelivered)
+            return self._in_background(message, put_off)
         if self._came_back(message, read):
             return None
         begin = partial(self._begin_again, way) if is_redelivered else way

@@ -68,7 +68,6 @@ class _Mailbox(ControlMailbox):
         return self._own(queue, f"{self.namespace}.pidbox.{hostname}{token}")
 
     def get_reply_queue(self) -> Any:
-        """Return the queue for answers."""
         queue = stock(super()).get_reply_queue()
         return self._own(queue, f"{queue.exchange.name}.{self.oid}")
 

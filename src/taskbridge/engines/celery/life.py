@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from taskbridge.engines.base import Host
 from taskbridge.engines.celery.carrier import ChildRuns, Slots
 from taskbridge.engines.celery.stock import worker_state
+from taskbridge.engines.celery.wire import own_queue
 from taskbridge.engines.settle import NotSettledError, bury_unreadable
 from taskbridge.engines.worker_life import WorkerLife
 from taskbridge.logs import logger
@@ -81,7 +82,6 @@ class CeleryLife(WorkerLife):
         self._engine.wake()
 
     def take_no_more(self) -> None:
-        """Have the main loop stop consuming."""
         self._consumer.stop_consuming()
 
     def drain(self) -> None:
@@ -94,19 +94,15 @@ class CeleryLife(WorkerLife):
         return self._child_runs.is_draining
 
     def holds_nothing(self) -> bool:
-        """Return whether no message is in hand."""
         return not worker_state.reserved_requests
 
     def ask_to_end(self) -> None:
-        """Send SIGTERM to this process."""
         os.kill(os.getpid(), signal.SIGTERM)
 
     def is_idle(self) -> bool:
-        """Return whether no task runs, here or in a child."""
         return not (self.active_requests() if self.has_children else self.runs.all())
 
     def interrupt(self) -> None:
-        """Interrupt the tasks that run, here or in children."""
         if self.has_children:
             self._signal_children(self.active_requests(), signal.SIGTERM)
         else:
@@ -128,14 +124,14 @@ class CeleryLife(WorkerLife):
             self._engine.queues.stop()
 
     def full_queues(self) -> Sequence[str]:
-        """Return the queues that are consumed here, if all slots are taken."""
         if len(self.active_requests()) < self._consumer.pool.num_processes:
             return []
         return self.consumed_queues()
 
     def consumed_queues(self) -> Sequence[str]:
-        """Return the queues that are consumed here."""
-        return self._engine.consumed_queues()
+        names = [queue.name for queue in list(self._engine.native.amqp.queues.consume_from.values())]
+        own = [own_queue(self._host.settings.namespace, name) for name in names]
+        return [queue for queue in own if queue is not None]
 
     def slots(self) -> int:
         """Return how many threads run tasks; each child of a pool runs one at a time, and their parent none."""

@@ -10,14 +10,10 @@ from celery.signals import setup_logging
 from taskbridge.loading import worker_bridge
 
 
-def _say_nothing(*_: Any) -> None:
-    """Be silent where Celery prints that it was told to stop: whoever has sent the signal says so."""
-
-
-def _is_set_up(**_: Any) -> None:
-    """Do nothing: logging is set up by now, and as this listens, Celery itself sets up nothing."""
+def _do_nothing(*_: Any, **__: Any) -> None:
+    """Stand in the place of what Celery would do."""
 
 
 app: Any = worker_bridge("celery").native
-setup_logging.connect(_is_set_up, weak=False)
-command_line.safe_say = _say_nothing  # it writes past the log, from a signal handler
+setup_logging.connect(_do_nothing, weak=False)  # it is set up by now, and as this listens, Celery sets up nothing
+command_line.safe_say = _do_nothing  # it writes past the log, from a signal handler, that it was told to stop

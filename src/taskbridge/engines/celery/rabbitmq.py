@@ -90,7 +90,6 @@ class QuorumQueue(Queue):
     """
 
     def queue_declare(self, nowait: bool = False, passive: bool = False, channel: Any = None) -> Any:
-        """Declare it."""
         on = channel or self.channel
         arguments = queue_arguments("quorum")
         return on.queue_declare(

@@ -81,11 +81,8 @@ def taken_apart(message: Any) -> Parts:
             args, kwargs, embed = payload
         else:  # protocol 1 has the headers in its body
             headers = {**payload, **headers}
-            args, kwargs, embed = (
-                payload.get("args"),
-                payload.get("kwargs"),
-                {name: payload.get(name) for name in EMBEDDED},
-            )
+            args, kwargs = payload.get("args"), payload.get("kwargs")
+            embed = {name: payload.get(name) for name in EMBEDDED}
     except CodecError:
         raise
     except Exception as exc:  # disallowed content, an unknown encoding, bytes that are none of it

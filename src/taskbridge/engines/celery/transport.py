@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import socket
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -106,7 +106,6 @@ class Channel(VirtualChannel):
         self._note_queues()
 
     def basic_cancel(self, consumer_tag: str) -> None:
-        """End what `basic_consume` began."""
         consumption = self._consumed.pop(consumer_tag, None)
         if consumption is not None and consumption.queue in self._fanouts:
             self.watch.stop_listening(consumption.queue)
@@ -119,7 +118,6 @@ class Channel(VirtualChannel):
         self._empty_at = None
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Any:
-        """Return a message, if there is one."""
         for taken in self.queues.take(self.queues.lists_of([queue]), 1, timeout_s=_TIMEOUT_S):
             message = self._message(taken, queue)
             if message is not None:
@@ -128,7 +126,6 @@ class Channel(VirtualChannel):
         return None
 
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
-        """Set how many messages may be handed over and not acknowledged; 0 is any number."""
         self._most_held = prefetch_count
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
@@ -140,10 +137,9 @@ class Channel(VirtualChannel):
             self.queues.end(delivery_tag)
 
     @property
-    def writer(self) -> Callable[[], None]:
+    def writer(self) -> Any:
         """What carries out the acknowledgements that slots have made here: the main loop does it in its next turn."""
-        wake: Callable[[], None] = self.engine.wake
-        return wake
+        return self.engine.wake
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Return a message to its queue, or drop it."""
@@ -155,9 +151,8 @@ class Channel(VirtualChannel):
 
     def basic_recover(self, requeue: bool = False) -> None:
         """Return what is held, but not what tasks that go on running hold."""
-        running: Collection[str] = self.engine.running_tags()
         held, self._held = self._held, set()
-        for tag in held - set(running):
+        for tag in held - self.engine.running_tags():
             self.queues.give_back(tag)
 
     def close(self) -> None:
@@ -273,13 +268,11 @@ class Channel(VirtualChannel):
     def _put(self, queue: str, message: Mapping[str, Any], **_: Any) -> None:
         self.queues.put(queue, message["properties"].get("priority"), _dumps(message))
 
-    def _size(self, queue: str) -> int:
-        found: int = self.queues.size(queue)
-        return found
+    def _size(self, queue: str) -> Any:
+        return self.queues.size(queue)
 
-    def _purge(self, queue: str) -> int:
-        found: int = self.queues.purge(queue)
-        return found
+    def _purge(self, queue: str) -> Any:
+        return self.queues.purge(queue)
 
     # Remote control, which is off in memory
 
@@ -311,11 +304,9 @@ class Transport(VirtualTransport):
         self.watch: Any = self.engine.queues.make_watch(self.engine.wake)
 
     def driver_version(self) -> str:
-        """Return what kombu shows."""
         return "N/A"
 
     def establish_connection(self) -> Any:
-        """Connect, if the broker answers."""
         self.engine.queues.check()
         return stock(super()).establish_connection()
 
@@ -403,11 +394,8 @@ def own_transport(engine: CeleryEngine, base: Any) -> Any:
         own |= {"driver_type": kind, "driver_name": kind}
         own["implements"] = base.implements.extend(asynchronous=kind == "redis", exchange_type=kinds)
 
-    def shown(cls: type[Any]) -> str:
-        """Return the name that `celery inspect stats` shows."""
-        return kind
-
-    return type("Transport", (base,), {**own, "__json__": classmethod(shown)})
+    shown = classmethod(lambda cls: kind)  # by `celery inspect stats`
+    return type("Transport", (base,), {**own, "__json__": shown})
 
 
 def own_connection(engine: CeleryEngine) -> Any:
@@ -434,7 +422,6 @@ def own_connection(engine: CeleryEngine) -> Any:
 
         def info(self) -> dict[str, Any]:
             """Return what `celery inspect stats` shows."""
-            shown: dict[str, Any] = stock(super()).info()
-            return {**shown, "transport": self.transport.driver_type}
+            return {**stock(super()).info(), "transport": self.transport.driver_type}
 
     return Connection

@@ -218,12 +218,10 @@ class RedisWire:
         self._envelopes = Envelopes(settings.namespace, REDIS_STEPS)
 
     def encode(self, message: Message) -> Sequence[RedisCommand]:
-        """Return the command that puts a message in its queue."""
         native, text = self._envelopes.fill(message)
         return (("LPUSH", step_key(native, REDIS_STEPS[message.priority]), text),)
 
     def places(self, queue: str) -> Sequence[str]:
-        """Return the keys of a queue's lists, in the order in which they are fetched."""
         return lists_of(native_queue(self._namespace, queue))
 
 
@@ -245,7 +243,6 @@ class AmqpWire:
         self._place = place  # a queue's native name, and what it is declared with
 
     def encode(self, message: Message) -> Publication:
-        """Return what is published for a message."""
         native, arguments = self._place(message.queue)
         canvas = _canvas_of(message)
         headers: dict[str, Any] = {
@@ -279,7 +276,6 @@ class AmqpWire:
         )
 
     def places(self, queue: str) -> Sequence[str]:
-        """Return the name of a queue."""
         return (self._place(queue)[0],)
 
 
@@ -306,20 +302,16 @@ class MemoryQueues:
     # For senders
 
     def encode(self, message: Message) -> MemoryMessage:
-        """Return a message's place and bytes."""
         native, text = self._envelopes.fill(message)
         return native, RANKS[message.priority], text.encode("ascii")
 
     def places(self, queue: str) -> Sequence[str]:
-        """Return the native name of a queue."""
         return (native_queue(self._namespace, queue),)
 
     def deliver(self, native: MemoryMessage) -> None:
-        """Put a message in its queue."""
         self.put(*native)
 
     def waiting(self, queue: str) -> int:
-        """Return how many messages wait in a queue."""
         return self.size(native_queue(self._namespace, queue))
 
     # For channels: as `RedisQueues`, and names of queues are native

@@ -38,35 +38,32 @@ class DramatiqEngine:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._native = _broker(host, [*(each() for each in default_middleware), CurrentMessage()])
-        self._life = DramatiqLife(host, self._native)
-        self._native.add_middleware(self._life)
-        self._native.reception = Reception(host, self._native, self._life.attempts)
-        self._native.stopping = host.stopping
+        # It is no global one: name it where you declare actors of your own.
+        self.native: Final = _broker(host, [*(each() for each in default_middleware), CurrentMessage()])
+        self._life = DramatiqLife(host, self.native)
+        self.native.add_middleware(self._life)
+        self.native.reception = Reception(host, self.native, self._life.attempts)
+        self.native.stopping = host.stopping
         self._booted = False
-
-    @property
-    def native(self) -> EngineBroker:
-        """The Dramatiq broker; it is no global one, name it where you declare actors of your own."""
-        return self._native
+        self.declare_queues()
 
     def register(self, declaration: Declaration) -> None:
         """Declare the task's actor, and the queues that are known since.
 
         Raises `DeclarationError` if there is an actor of this name that is no task.
         """
-        actors, name = self._native.actors, declaration.name
+        actors, name = self.native.actors, declaration.name
         if not isinstance(actors.get(name), TaskActor | None):
             raise DeclarationError(f"there is a Dramatiq actor {name!r} already; give the task another name")
         actors.pop(name, None)  # its module was imported twice
         queue = self._native_queue(self._host.queue_of(name))
-        TaskActor(declaration, self._host, self._native, native_queue=queue, life=self._life)
+        TaskActor(declaration, self._host, self.native, native_queue=queue, life=self._life)
         self.declare_queues()
 
     def declare_queues(self) -> None:
         """Declare every known queue, so that a worker which is told of none consumes all."""
         for queue in self._host.queues():
-            self._native.declare_queue(self._native_queue(queue))
+            self.native.declare_queue(self._native_queue(queue))
 
     def worker_commands(self, options: WorkerOptions) -> list[Command]:
         """Return Dramatiq's own command lines, one a process.
@@ -95,21 +92,20 @@ class DramatiqEngine:
         with self._life.embedding():
             if not self._booted:
                 self._booted = True
-                self._native.emit_after("process_boot")  # only Dramatiq's command line does it, and TimeLimit needs it
+                self.native.emit_after("process_boot")  # only Dramatiq's command line does it, and TimeLimit needs it
             names = {self._native_queue(queue) for queue in queues} or None
-            worker = Worker(self._native, queues=names, worker_threads=threads, worker_timeout=_EMBEDDED_WAKE_MS)
+            worker = Worker(self.native, queues=names, worker_threads=threads, worker_timeout=_EMBEDDED_WAKE_MS)
             worker.start()
             try:
                 yield
             finally:
                 worker.stop(_SHUTDOWN_MS)
                 # What the worker added has to go, or the next one would have two consumers a queue.
-                added = [each for each in self._native.middleware if getattr(each, "worker", None) is worker]
-                self._native.middleware[:] = [each for each in self._native.middleware if each not in added]
+                added = [each for each in self.native.middleware if getattr(each, "worker", None) is worker]
+                self.native.middleware[:] = [each for each in self.native.middleware if each not in added]
 
     def close(self) -> None:
-        """Close the broker's connections."""
-        self._native.close()
+        self.native.close()
 
     def _native_queue(self, queue: str) -> str:
         return native_queue(self._host.settings.namespace, queue)
@@ -136,6 +132,4 @@ def _broker(host: Host, middleware: list[Middleware]) -> EngineBroker:
 
 def make_engine(host: Host) -> DramatiqEngine:
     """Return Dramatiq as the engine of a bridge; the bridge registers its tasks."""
-    engine = DramatiqEngine(host)
-    engine.declare_queues()
-    return engine
+    return DramatiqEngine(host)

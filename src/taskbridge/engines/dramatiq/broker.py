@@ -194,7 +194,7 @@ class EngineConsumer(Consumer):
         self._is_delayed = queue_name.endswith(".DQ")
         self._slots = Slots(prefetch) if self._is_delayed or broker.slots is None else broker.slots
         self._own_queue = broker.reception.own_queue(queue_name)
-        self._work = broker.work if self._slots is broker.slots and broker.reception.owns(queue_name) else None
+        self._work = broker.work if self._slots is broker.slots and self._own_queue is not None else None
         self._ready: deque[Arrival] = deque()
         self._delayed: set[Any] = set()
         self._granted = locks.Event()
@@ -279,12 +279,9 @@ class EngineConsumer(Consumer):
             self._slots.stand_in_line(self._granted)
         if not self._granted.wait(self._timeout_s):
             return 0
-        self._leave_line()
-        return 1 + self._slots.take(self._slots.total - 1)
-
-    def _leave_line(self) -> None:
         self._is_in_line = False
         self._granted.clear()
+        return 1 + self._slots.take(self._slots.total - 1)
 
     def _taken(self, slots: int, *, soon: bool = False) -> Sequence[Arrival]:
         """Take messages for slots, and free the slots for which there are none."""

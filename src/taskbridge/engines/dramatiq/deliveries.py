@@ -153,12 +153,13 @@ class TaskActor(Actor[Any, Any]):
             task = self._host.bound(message.task)
             if task.marks is None and self._came_back(delivery, message):
                 return settle.NotRun("its attempt runs here, or has ended here")
-            verdict = settle.begin(task, message, redelivered=delivery.redelivered)
-            if isinstance(verdict, Message):
-                message, verdict = verdict, None
-            return self._run(task, delivery, message) if verdict is None else verdict
+            found = settle.begin(task, message, redelivered=delivery.redelivered)
+            if isinstance(found, Message):
+                message = found
+                return self._run(task, delivery, message)
+            return found
         except settle.NotSettledError:
-            verdict = GivenBack()
+            verdict: Verdict = GivenBack()
         except BaseException as exc:  # Dramatiq acknowledges whatever is raised
             verdict = settle.not_settled(self._host, message, exc)
         delivery.suspect = True  # if it goes back
@@ -228,7 +229,7 @@ def _elsewhere(delivery: Delivery, reason: str) -> Returned:
 class Reception:
     """Looks at each message before it is handed to a thread; those in a newer form wait in the broker."""
 
-    def __init__(self, host: Host, broker: Broker, attempts: settle.Attempts[Delivery]) -> None:
+    def __init__(self, host: Host, broker: Broker, attempts: settle.Attempts) -> None:
         self._host = host
         self._broker = broker
         self._attempts = attempts
@@ -238,10 +239,6 @@ class Reception:
     def own_queue(self, queue_name: str) -> str | None:
         """Return taskbridge's name of a queue of Dramatiq's; None if it is the user's own affair."""
         return wire.own_queue(self._namespace, queue_name)
-
-    def owns(self, queue_name: str) -> bool:
-        """Return whether a queue of Dramatiq's is one of taskbridge's."""
-        return self.own_queue(queue_name) is not None
 
     def admit(self, queue_name: str, body: bytes, **about: Any) -> Delivery | None:
         """Return a message that is to be run, or None if it is done with and to be removed.

@@ -40,7 +40,6 @@ class MemoryBroker(EngineBroker, StubBroker):
         self.emit_after("declare_delay_queue", delayed)
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 100) -> Consumer:
-        """Return a consumer of a queue; raises `QueueNotFound` if that was not declared."""
         if queue_name not in self.queues:
             raise QueueNotFound(queue_name)
         return _MemoryConsumer(self, queue_name, prefetch, timeout)

@@ -73,17 +73,15 @@ class LeveledRedisBroker(EngineBroker, RedisBroker):
     def lists(self, queue_name: str) -> list[str]:
         """Return the keys of a queue's lists, in the order in which they are fetched."""
         key = self.key(queue_name)
-        if self.reception.owns(queue_name) and not queue_name.endswith(".DQ"):
+        if self.reception.own_queue(queue_name) is not None and not queue_name.endswith(".DQ"):
             return [level_list(key, level) for level in LEVELS]
         return [key]
 
     def flush(self, queue_name: str) -> None:
-        """Drop all that waits in a queue, whatever its priority."""
         super().flush(queue_name)
         self._calls.execute([("DEL", *self.lists(queue_name))], timeout_s=_TIMEOUT_S)
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
-        """Return a consumer of a queue."""
         return _LeveledConsumer(self, queue_name, prefetch, timeout)
 
     def wait(self, queue_name: str, timeout_s: float) -> None:

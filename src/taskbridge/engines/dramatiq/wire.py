@@ -188,7 +188,6 @@ class _Wire:
         return found
 
     def places(self, queue: str) -> Sequence[str]:
-        """Return the name of a queue."""
         return (native_queue(self._namespace, queue),)
 
 
@@ -221,7 +220,6 @@ class RedisWire(_Wire):
         return ("HSET", f"{key}.msgs", redis_id, body), ("RPUSH", level_list(key, level), redis_id)
 
     def places(self, queue: str) -> Sequence[str]:
-        """Return the keys of a queue's lists, in the order in which they are fetched."""
         key = f"{self._namespace}:{native_queue(self._namespace, queue)}"
         return tuple(level_list(key, level) for level in LEVELS)
 
@@ -235,7 +233,6 @@ class AmqpWire(_Wire):
         self._arguments: dict[str, Mapping[str, Any]] = {}
 
     def encode(self, message: Message) -> Publication:
-        """Return what is published for a message."""
         native, head = self.head(message)
         arguments = self._arguments.get(native)
         if arguments is None:
@@ -254,13 +251,11 @@ class MemoryWire(_Wire):
         self._lock = locks.Lock()
 
     def encode(self, message: Message) -> tuple[str, int, bytes]:
-        """Return the native queue, the rank of the priority and the bytes of a message."""
         native, head = self.head(message)
         rank = PRIORITIES.index(message.priority)
         return native, rank, self.body(message, head, f'"broker_priority":{rank}')
 
     def deliver(self, native: tuple[str, int, bytes]) -> None:
-        """Put a message in its queue."""
         name, rank, body = native
         self.queue(name).add(rank, body)
 
@@ -270,7 +265,6 @@ class MemoryWire(_Wire):
             return self._queues.setdefault(native, LeveledQueue())
 
     def waiting(self, queue: str) -> int:
-        """Return how many messages wait in a queue."""
         return self.queue(native_queue(self._namespace, queue)).qsize()
 
 

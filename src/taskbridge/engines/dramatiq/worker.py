@@ -109,11 +109,9 @@ class DramatiqLife(WorkerLife, Middleware):
     # What the life asks of the worker
 
     def stop_taking(self) -> None:
-        """Have the consumers take nothing more."""
         self._broker.draining = True
 
     def holds_nothing(self) -> bool:
-        """Return whether all slots are free."""
         return self._broker.slots is None or self._broker.slots.are_free()
 
     def ask_to_end(self) -> None:
@@ -129,17 +127,14 @@ class DramatiqLife(WorkerLife, Middleware):
         return super().abandon(lost)
 
     def give_back(self) -> None:
-        """Requeue all that this process holds."""
         if self._worker is not None:
             self._broker.closed()
 
     def full_queues(self) -> Sequence[str]:
-        """Return the queues that are consumed here, if all threads are taken."""
         slots = self._broker.slots
         return [] if slots is None or slots.full_for_s() == 0 else self.consumed_queues()
 
     def consumed_queues(self) -> Sequence[str]:
-        """Return the queues that are consumed here."""
         worker = self._worker
         if worker is None:
             return []
@@ -148,7 +143,6 @@ class DramatiqLife(WorkerLife, Middleware):
         return [queue for queue in own if queue is not None]
 
     def slots(self) -> int:
-        """Return how many threads run tasks."""
         return 0 if self._broker.slots is None else self._broker.slots.total
 
     def _drain_at_signal(self) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final, Literal
+from pkgutil import resolve_name
+from typing import Final, Literal
 
 from taskbridge.logs import logger
 
@@ -50,9 +50,10 @@ def obstacle(shortcut: Shortcut, *, is_wanted: bool) -> str | None:
         if ".".join(found.split(".")[:2]) not in TESTED[package]:
             return f"{package} {found} is none of the versions that were tested ({', '.join(TESTED[package])})"
     for place, names in NEEDED[shortcut].items():
-        owner = _found(place)
         for name in names:
-            if not hasattr(owner, name):
+            try:
+                getattr(resolve_name(place), name)
+            except (ImportError, AttributeError):
                 return f"there is no {place.replace(':', '.')}.{name} any more"
     return None
 
@@ -61,13 +62,3 @@ def obstacle(shortcut: Shortcut, *, is_wanted: bool) -> str | None:
 def tell(what: str, why: str) -> None:
     """Log, once for each reason in a process, that the plain way is taken."""
     _log.info("%s the plain way: %s", what, why)
-
-
-def _found(place: str) -> Any:
-    """Return a module, or what it has under a name; None if it has none."""
-    module, _, name = place.partition(":")
-    try:
-        found = import_module(module)
-    except ImportError:
-        return None
-    return getattr(found, name, None) if name else found

@@ -26,6 +26,7 @@ from taskbridge.engines.celery.consumer import Request, Way
 from taskbridge.engines.celery.fast import gate
 from taskbridge.engines.celery.stock import CeleryContext, CeleryTask, worker_state
 from taskbridge.engines.celery.wire import META
+from taskbridge.engines.settle import not_settled
 from taskbridge.retry import Done
 
 _received: Final[Any] = signals.task_received
@@ -71,7 +72,7 @@ class FastRequest(Request):
         try:
             settled = self._settled(carrier)
         except BaseException as exc:
-            settled = carrier.unsettled(self.message.taskbridge, exc)
+            settled = not_settled(self.app.engine.host, self.message.taskbridge, exc)
         if type(settled) is not Done or any(map(self.request_dict.get, LINKS)):
             self.trace(settled)
             return

@@ -41,11 +41,6 @@ class Item:
         return self.message
 
 
-def _message_of(item: Any) -> MessageProxy:
-    message: MessageProxy = item[-1] if isinstance(item, tuple) else item.message
-    return message
-
-
 class WorkQueue:
     """As much of `queue.Queue` as Dramatiq's worker uses (dramatiq/worker.py)."""
 
@@ -63,7 +58,9 @@ class WorkQueue:
         """Put something in: what has a method `opened`, or what Dramatiq puts into its own queue."""
         with self._counting:
             self.unfinished_tasks += 1
-        self._items.append(item if hasattr(item, "opened") else Item(_message_of(item)))
+        if not hasattr(item, "opened"):
+            item = Item(item[-1] if isinstance(item, tuple) else item.message)
+        self._items.append(item)
         if not self._is_waking:
             self._wake()
 
