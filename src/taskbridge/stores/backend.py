@@ -95,6 +95,15 @@ class Listed:
     kept_s: float | None = None
 
 
+ListKind = Literal["state", "queue"]
+"""What the lists of messages are of."""
+
+Rank = tuple[float, str]
+"""A message's place in a list: its time, and then its id."""
+
+Page = list[tuple[str, float]]
+"""Ids of messages in a list, and their times."""
+
 LISTED: Final = 100_000
 """How many messages a list has at most where they don't vanish with their records: of a state, the latest ones."""
 
@@ -288,15 +297,7 @@ class Backend(ABC):
         return ()
 
     @abstractmethod
-    def listed(
-        self,
-        kind: Literal["state", "queue"],
-        names: Sequence[str],
-        *,
-        before: tuple[float, str],
-        most: int,
-        timeout_s: float,
-    ) -> list[list[tuple[str, float]]]:
+    def listed(self, kind: ListKind, names: Sequence[str], *, before: Rank, most: int, timeout_s: float) -> list[Page]:
         """Return ids and times of the first messages in the lists of these states, or queues.
 
         Those of states are the latest ones before a time and an id, the latest first; those of queues are the earliest

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from time import monotonic
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
 from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import ABSENT, NEW, Commit, Entry, Listed, Tally, Write
+from taskbridge.stores.backend import ABSENT, NEW, Commit, Entry, Listed, ListKind, Page, Rank, Tally, Write
 from taskbridge.stores.base import Store
 from taskbridge.stores.sql.database import Database
 from taskbridge.stores.sql.groups import TOGETHER, SqlGroups
@@ -248,16 +248,8 @@ class SqlBackend(SqlGroups):
             _log.warning("messages can't be listed: %s", exc.problem)
             self._silent_until = monotonic() + _PAUSE_S
 
-    def listed(
-        self,
-        kind: Literal["state", "queue"],
-        names: Sequence[str],
-        *,
-        before: tuple[float, str],
-        most: int,
-        timeout_s: float,
-    ) -> list[list[tuple[str, float]]]:
-        deadline, found = monotonic() + timeout_s, list[list[tuple[str, float]]]()
+    def listed(self, kind: ListKind, names: Sequence[str], *, before: Rank, most: int, timeout_s: float) -> list[Page]:
+        deadline, found = monotonic() + timeout_s, list[Page]()
         statement = self._statements.latest if kind == "state" else self._statements.earliest
         for name in names:
             values = self._its(name=name, at=before[0], id=before[1], most=most)
