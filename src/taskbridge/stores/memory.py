@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from heapq import nlargest, nsmallest
 from math import inf
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from taskbridge.locks import Lock
 from taskbridge.settings import Settings
@@ -23,6 +23,9 @@ from taskbridge.stores.backend import (
     Counts,
     Entry,
     Listed,
+    ListKind,
+    Page,
+    Rank,
     Tally,
     Write,
     head_of,
@@ -171,15 +174,7 @@ class MemoryBackend(Backend):
             while len(self._listed) > LISTED:
                 del self._listed[next(iter(self._listed))]
 
-    def listed(
-        self,
-        kind: Literal["state", "queue"],
-        names: Sequence[str],
-        *,
-        before: tuple[float, str],
-        most: int,
-        timeout_s: float,
-    ) -> list[list[tuple[str, float]]]:
+    def listed(self, kind: ListKind, names: Sequence[str], *, before: Rank, most: int, timeout_s: float) -> list[Page]:
         with self._lock:
             known = [(getattr(each, kind), each.at, each.id) for each in self._listed.values()]
         choose = partial(nlargest if kind == "state" else nsmallest, most)

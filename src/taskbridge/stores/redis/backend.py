@@ -33,7 +33,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import chain, groupby, repeat
 from random import randrange
 from time import monotonic
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from taskbridge.brokers.base import RedisCommand, Remark
 from taskbridge.brokers.redis import keys as broker_keys
@@ -52,7 +52,10 @@ from taskbridge.stores.backend import (
     Counted,
     Counts,
     Listed,
+    ListKind,
+    Page,
     PartlyCommitted,
+    Rank,
     Tally,
     Write,
 )
@@ -250,15 +253,7 @@ class RedisBackend(Backend):
                 commands.append(("ZREMRANGEBYRANK", self._lists + name, first, last))
         return commands
 
-    def listed(
-        self,
-        kind: Literal["state", "queue"],
-        names: Sequence[str],
-        *,
-        before: tuple[float, str],
-        most: int,
-        timeout_s: float,
-    ) -> list[list[tuple[str, float]]]:
+    def listed(self, kind: ListKind, names: Sequence[str], *, before: Rank, most: int, timeout_s: float) -> list[Page]:
         bounds = ("ZREVRANGEBYSCORE", repr(before[0]), "-inf") if kind == "state" else ("ZRANGEBYSCORE", "-inf", "+inf")
         word, low, high = bounds
         deadline, first, count = monotonic() + timeout_s, 0, most + _SAME_TIME

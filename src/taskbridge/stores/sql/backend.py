@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from time import monotonic
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
 from taskbridge.locks import PerProcess
 from taskbridge.logs import logger
 from taskbridge.settings import Settings
-from taskbridge.stores.backend import ABSENT, NEW, Commit, Entry, Listed, Tally, Write
+from taskbridge.stores.backend import ABSENT, NEW, Commit, Entry, Listed, ListKind, Page, Rank, Tally, Write
 from taskbridge.stores.base import Store
-from taskbridge.stores.sql.database import Database
+from taskbridge.stores.sql.database import Database, Values
 from taskbridge.stores.sql.groups import TOGETHER, SqlGroups
 from taskbridge.stores.sql.schema import TABLES, Run
 
@@ -31,7 +31,7 @@ class _Statements:
     """
 
     def __init__(self, database: Database) -> None:
-        now, until = database.now, f"{database.now} + :kept_s"
+        now, until, light = database.now, f"{database.now} + :kept_s", database.light
         key = "namespace = :namespace AND key = :key"
         keys = f"namespace = :namespace AND key {database.among}"
         kept = f"(until IS NULL OR until > {now})"
@@ -42,40 +42,41 @@ class _Statements:
         old = f"SELECT namespace, key FROM taskbridge_text WHERE until < {now} LIMIT {TOGETHER} {database.skip_locked}"
         self.find: Final = f"SELECT key, head, rest FROM taskbridge_text WHERE {keys} AND {kept}"
         self.create: Final = f"{insert} DO NOTHING"
-        self.put: Final = f"{insert} {replace} RETURNING {database.light}"
+        self.put: Final = f"{insert} {replace} RETURNING {light}"
         self.begin: Final = f"""{insert} {replace} WHERE t.head = :seen OR t.until <= {now}
             RETURNING {database.notify}"""
         self.go_on: Final = f"""UPDATE taskbridge_text
             SET head = :head, rest = :rest, told = :tells, until = {until} WHERE {key} AND head = :seen AND {kept}
             RETURNING {database.notify}"""
         self.end: Final = f"DELETE FROM taskbridge_text WHERE {key} AND head = :seen RETURNING key"
-        self.remove: Final = f"DELETE FROM taskbridge_text WHERE {keys} RETURNING {database.light}"
+        self.remove: Final = f"DELETE FROM taskbridge_text WHERE {keys} RETURNING {light}"
         due = f"namespace = :namespace AND due_at <= {now}"
-        ids = f"namespace = :namespace AND id {database.among}"
+        one, ids = "namespace = :namespace AND id = :id", f"namespace = :namespace AND id {database.among}"
         first = f"SELECT id FROM taskbridge_outbox WHERE {due} ORDER BY due_at LIMIT :most {database.skip_locked}"
         self.post: Final = f"""INSERT INTO taskbridge_outbox (namespace, id, text, due_at)
             VALUES (:namespace, :id, :text, {now} + :in_s)
             ON CONFLICT (namespace, id) DO UPDATE SET text = excluded.text, due_at = excluded.due_at"""
         self.post_earlier: Final = f"{self.post} WHERE taskbridge_outbox.due_at > excluded.due_at"
-        self.hasten: Final = (
-            f"UPDATE taskbridge_outbox SET due_at = {now} + :in_s WHERE namespace = :namespace AND id = :id"
-        )
+        self.hasten: Final = f"UPDATE taskbridge_outbox SET due_at = {now} + :in_s WHERE {one}"
         self.is_due: Final = f"SELECT 1 FROM taskbridge_outbox WHERE {due} LIMIT 1"
         self.due: Final = f"""UPDATE taskbridge_outbox SET due_at = {now} + :lease_s
-            WHERE namespace = :namespace AND id IN ({first}) RETURNING id, text, {database.light}"""
-        self.sent: Final = f"DELETE FROM taskbridge_outbox WHERE {ids} RETURNING {database.light}"
-        self.purge: Final = f"DELETE FROM taskbridge_text WHERE (namespace, key) IN ({old}) RETURNING {database.light}"
+            WHERE namespace = :namespace AND id IN ({first}) RETURNING id, text, {light}"""
+        self.sent: Final = f"DELETE FROM taskbridge_outbox WHERE {ids} RETURNING {light}"
+        self.purge: Final = f"DELETE FROM taskbridge_text WHERE (namespace, key) IN ({old}) RETURNING {light}"
         old = old.replace("taskbridge_text", "taskbridge_listing").replace("key", "id")
-        self.forget: Final = (
-            f"DELETE FROM taskbridge_listing WHERE (namespace, id) IN ({old}) RETURNING {database.light}"
-        )
+        self.forget: Final = f"DELETE FROM taskbridge_listing WHERE (namespace, id) IN ({old}) RETURNING {light}"
         self.list: Final = f"""INSERT INTO taskbridge_listing (namespace, id, state, queue, at, until)
             VALUES (:namespace, :id, :state, :queue, :at, {until}) ON CONFLICT (namespace, id) DO UPDATE
             SET state = excluded.state, queue = excluded.queue, at = excluded.at, until = excluded.until"""
-        self.list_one: Final = f"{self.list} RETURNING {database.light}"
-        self.unlist: Final = (
-            "DELETE FROM taskbridge_listing WHERE namespace = :namespace AND id = :id AND state = :state"
-        )
+        self.list_one: Final = f"{self.list} RETURNING {light}"
+        self.unlist: Final = f"DELETE FROM taskbridge_listing WHERE {one} AND state = :state"
+        cancelled = "FROM taskbridge_cancelled WHERE namespace = :namespace"
+        number = f"CAST({now} * 1000000 AS BIGINT)"  # grows even when all have been forgotten
+        self.cancel: Final = f"""INSERT INTO taskbridge_cancelled (namespace, number, life, until)
+            SELECT :namespace, CASE WHEN max(number) >= {number} THEN max(number) + 1 ELSE {number} END, :life, {until}
+            {cancelled}"""
+        self.cancelled: Final = f"SELECT number, life {cancelled} AND number > :number ORDER BY number LIMIT :most"
+        self.forget_cancelled: Final = f"DELETE {cancelled} AND until < {now}"
         self.latest: Final = f"""SELECT id, at FROM taskbridge_listing
             WHERE namespace = :namespace AND state = :name AND (at, id) < (:at, :id) AND {kept}
             ORDER BY at DESC, id DESC LIMIT :most"""
@@ -101,11 +102,7 @@ class SqlBackend(SqlGroups):
         return [found.get(key) for key in keys]
 
     def create(self, entries: Sequence[tuple[str, str, float | None]], *, timeout_s: float) -> None:
-        values = [self._values(*each) for each in entries]
-        if len(values) == 1:
-            self._database.run(self._statements.create, values[0], timeout_s=timeout_s)
-        else:
-            self._database.run_all(self._statements.create, values, timeout_s=timeout_s)
+        self._database.run_all(self._statements.create, [self._values(*each) for each in entries], timeout_s=timeout_s)
 
     def write(self, writes: Sequence[Write], *, timeout_s: float) -> list[bool]:
         if len(writes) == 1 and not writes[0].cancels:
@@ -185,28 +182,23 @@ class SqlBackend(SqlGroups):
     def _note_cancellation(self, run: Run, write: Write) -> None:
         """Put a cancellation where `cancelled_since` finds it; numbers are committed in their order."""
         self._database.lock(run, self._namespace)
-        newest = f"SELECT max(number), {self._database.now} FROM taskbridge_cancelled WHERE namespace = :namespace"
-        [(last, now_s)] = run(newest, self._its())
-        row = self._its(
-            number=max((last or 0) + 1, int(now_s * 1_000_000)),  # grows even when all have been forgotten
-            life=write.cancels,
-            until=None if write.cancellation_kept_s is None else now_s + write.cancellation_kept_s,
-        )
-        run("INSERT INTO taskbridge_cancelled VALUES (:namespace, :number, :life, :until)", row)
-        old = "DELETE FROM taskbridge_cancelled WHERE namespace = :namespace AND until < :now_s"
-        run(old, self._its(now_s=now_s))
+        run(self._statements.cancel, self._its(life=write.cancels, kept_s=write.cancellation_kept_s))
+        run(self._statements.forget_cancelled, self._its())
 
     def put(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> None:
         self._database.run(self._statements.put, self._values(key, text, kept_s), timeout_s=timeout_s)
 
     def put_soon(self, key: str, text: str, *, kept_s: float) -> None:
-        """Keep a text; if that fails, none is kept for a second."""
-        if monotonic() < self._silent_until:
+        self._tried(f"{key} can't be written", self._statements.put, [self._values(key, text, kept_s)])
+
+    def _tried(self, problem: str, statement: str, values: Sequence[Values]) -> None:
+        """Carry a statement out for each of several values; if that fails, none is tried for a second."""
+        if not values or monotonic() < self._silent_until:
             return
         try:
-            self.put(key, text, kept_s=kept_s, timeout_s=_SOON_S)
+            self._database.run_all(statement, values, timeout_s=_SOON_S)
         except BrokerUnavailable as exc:
-            _log.warning("%s can't be written: %s", key, exc.problem)
+            _log.warning("%s: %s", problem, exc.problem)
             self._silent_until = monotonic() + _PAUSE_S
 
     def remove(self, keys: Collection[str], *, timeout_s: float) -> None:
@@ -214,10 +206,8 @@ class SqlBackend(SqlGroups):
         self._database.run(self._statements.remove, its, timeout_s=timeout_s)
 
     def cancelled_since(self, cursor: str, *, most: int, timeout_s: float) -> tuple[str, Collection[str]]:
-        later = """SELECT number, life FROM taskbridge_cancelled WHERE namespace = :namespace AND number > :number
-            ORDER BY number LIMIT :most"""
         values = self._its(number=int(cursor or "0"), most=most)
-        found = self._database.run(later, values, timeout_s=timeout_s)
+        found = self._database.run(self._statements.cancelled, values, timeout_s=timeout_s)
         return str(found[-1][0]) if found else cursor, [life for _, life in found]
 
     def watch(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
@@ -228,36 +218,18 @@ class SqlBackend(SqlGroups):
         return max(len(self._database.run(each, {}, timeout_s=timeout_s)) for each in purges) >= TOGETHER
 
     def list_soon(self, entries: Sequence[Listed]) -> None:
-        """List messages; if that fails, none is listed for a second."""
-        if monotonic() < self._silent_until:
-            return
         rows = [
             self._its(id=each.id, state=each.state, queue=each.queue, at=each.at, kept_s=each.kept_s)
             for each in sorted(entries, key=lambda each: each.id)  # in order, so that no two lock each other
             if each.state is not None
         ]
         gone = [self._its(id=each.id, state=state) for each in entries if each.state is None for state in each.formers]
-        try:
-            if len(rows) == 1:
-                self._database.run(self._statements.list_one, rows[0], timeout_s=_SOON_S)
-            elif rows:
-                self._database.run_all(self._statements.list, rows, timeout_s=_SOON_S)
-            if gone:
-                self._database.run_all(self._statements.unlist, gone, timeout_s=_SOON_S)
-        except BrokerUnavailable as exc:
-            _log.warning("messages can't be listed: %s", exc.problem)
-            self._silent_until = monotonic() + _PAUSE_S
+        problem, statements = "messages can't be listed", self._statements
+        self._tried(problem, statements.list_one if len(rows) == 1 else statements.list, rows)
+        self._tried(problem, statements.unlist, gone)
 
-    def listed(
-        self,
-        kind: Literal["state", "queue"],
-        names: Sequence[str],
-        *,
-        before: tuple[float, str],
-        most: int,
-        timeout_s: float,
-    ) -> list[list[tuple[str, float]]]:
-        deadline, found = monotonic() + timeout_s, list[list[tuple[str, float]]]()
+    def listed(self, kind: ListKind, names: Sequence[str], *, before: Rank, most: int, timeout_s: float) -> list[Page]:
+        deadline, found = monotonic() + timeout_s, list[Page]()
         statement = self._statements.latest if kind == "state" else self._statements.earliest
         for name in names:
             values = self._its(name=name, at=before[0], id=before[1], most=most)
