@@ -33,7 +33,7 @@ class SmallRedis(PrivateRedis):
     def _launch(self, command: Sequence[str]) -> None:
         super()._launch(command)
         self.command(*permitting("redis-cli", "contract-*"))
-        # Redis takes a subscriber's pattern only if a permission is the same text, so none with a star can stand for it.
+        # Redis takes a subscriber's pattern only if a permission is the same text: none with a star can stand for it.
         self.command("ACL", "SETUSER", "shop", "allchannels")
 
 

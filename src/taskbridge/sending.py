@@ -218,7 +218,7 @@ class Sending:
         expires = way.expires_s if options.expires is None else options.expires
         unique = digest = ""
         if way.unique is not None or (options.id is not None and self.diverted is None):
-            unique, digest, form = self._keys(way, call, form)
+            unique, digest, form = self._keys(way, call, args_json, form)
         message = Message(
             id=new_id() if options.id is None else options.id,
             task=call.declaration.name,
@@ -241,13 +241,13 @@ class Sending:
             check_priority(self.bridge, message.task, message.queue, message.priority)
         return message
 
-    def _keys(self, way: _Way, call: Call[Any], form: int) -> tuple[str, str, int]:
+    def _keys(self, way: _Way, call: Call[Any], args_json: str, form: int) -> tuple[str, str, int]:
         """Return the key of a unique task's message, the hash of its arguments if its id was chosen, and its form."""
         if way.records is None:
             rule, what = ("U6", "ids of one's own") if way.unique is None else ("U1", "unique tasks")
             remedy = "set one (TASKBRIDGE_STORE=redis://localhost:6379/0, say), and leave out results=False"
             raise UnsupportedError(rule, self.bridge.settings.url.target, f"{what} need a store; {remedy}")
-        unique = "" if way.unique is None else way.unique.held_by(call)
+        unique = "" if way.unique is None else way.unique.held_by(call, args_json)
         # A release that knows nothing of that would not look whether another message has replaced it, say.
         form = TYPED_FORM if unique[:1] in STARTS_IN_ORDER else form
         return unique, "" if call.options.id is None else digest_of(call), form
@@ -538,10 +538,15 @@ class Sending:
         Raises `SendError` if something was not sent; but that another message holds a key or an id is only logged if
         it is late, for the sender has gone on.
         """
-        made = [each for each in drawn if not each[1].is_claimed]
-        keyed = [each for each in drawn if each[1].is_claimed]
+        made, keyed = list[_Made](), list[_Made]()
+        for each in drawn:
+            (keyed if each[1].is_claimed else made).append(each)
         outcomes, error = self._claim_many(keyed, is_late=is_late)
-        conflicts = {index: _conflict(*keyed[index][:2], each) for index, each in sorted(outcomes.items())}
+        conflicts = {
+            index: _conflict(*keyed[index][:2], outcome)
+            for index, outcome in sorted(outcomes.items())
+            if outcome.holder is not None
+        }
         cause: TaskBridgeError | None = error
         if cause is None and not is_late:
             cause = next((each for each in conflicts.values() if each is not None), None)

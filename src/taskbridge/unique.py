@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from inspect import BoundArguments, Signature
@@ -99,23 +100,29 @@ class Unique:
                 hint = nearest(name, signature.parameters)
                 raise ValueError(f"unique names {name!r}, which is no parameter of {signature}{hint}")
 
-    def held_by(self, call: Call[Any]) -> str:
+    def held_by(self, call: Call[Any], args_json: str | None = None) -> str:
         """Return how a call's message holds its key, and the key's hash: `Message.unique`.
+
+        Args:
+            call: The call.
+            args_json: Its positional arguments as `Call.encoded` returns them, if they are encoded already.
 
         Raises:
             EncodeError: The key is no value that a message can hold.
         """
-        value: Any
-        if callable(self.key):
-            value = self.key(*call.args, **call.kwargs)
-        elif self.key is None:
-            value = _given(call)
+        names = (self.key,) if isinstance(self.key, str) else self.key
+        if callable(names):
+            hashed = hash_of(names(*call.args, **call.kwargs), "key")
+        elif names is None:
+            hashed = hash_of(_given(call), "key")
+        elif args_json is not None and not call.kwargs and names == call.declaration.names[: len(call.args)]:
+            hashed = _hash_of_text(args_json)  # which is what the values of these names would be as JSON
         else:
-            value = _named(call, (self.key,) if isinstance(self.key, str) else self.key)
+            hashed = hash_of(_named(call, names), "key")
         mode = MOVED if self.debounce_s is not None else TO_START if self.until == "start" else TO_END
         if self.on_conflict == "replace" and mode == TO_END:
             mode = REPLACED
-        return f"{mode}:{hash_of(value, 'key')}"
+        return f"{mode}:{hashed}"
 
 
 def unique_of(given: object) -> Unique | None:
@@ -139,7 +146,7 @@ def _named(call: Call[Any], names: Sequence[str]) -> list[Any]:
     known = call.declaration.names
     if known and call.declaration.hints is None:  # few calls need more than this, which takes half the time
         given = dict(zip(known, call.args, strict=False), **call.kwargs)
-        if given.keys() >= {*names}:
+        with suppress(KeyError):
             return [given[name] for name in names]
     bound = _bound(call)
     if not bound.arguments.keys() >= set(names):
@@ -185,7 +192,12 @@ def hash_of(value: object, place: str) -> str:
     Raises:
         EncodeError: No message can hold it; `place` is what the error calls it.
     """
-    text = codec.dumps(value, place)
+    # Both write the same of a list; most keys are one of few plain values, for which this takes half the time.
+    return _hash_of_text(codec.dumps_array(value, place) if codec.is_list(value) else codec.dumps(value, place))
+
+
+def _hash_of_text(text: str) -> str:
+    """Return a hash of what the codec has written."""
     if "{" in text:  # else there is nothing whose order could differ
         text = json.dumps(_in_order(codec.from_json(text)), sort_keys=True)
     digest: str = blake2b()(text.encode(), digest_size=16).hexdigest()

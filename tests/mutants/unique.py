@@ -36,7 +36,7 @@ def a_run_begins_before_its_start_is_recorded() -> None:
 @mutant("U1", "unique_tasks_need_a_store")
 def without_a_store_nothing_is_unique() -> None:
     """Without a store, what is to be unique is sent like all else."""
-    put(_SENDING, "Sending._keys", lambda _: lambda self, way, call, form: ("", "", form))
+    put(_SENDING, "Sending._keys", lambda _: lambda self, way, call, args_json, form: ("", "", form))
 
 
 @mutant("U2", "whatever_ends_a_message_frees_its_key")
@@ -162,7 +162,7 @@ def a_retry_has_the_first_arguments() -> None:
 @mutant("U6", "a_chosen_id_is_one_message")
 def an_id_is_not_asked_for() -> None:
     """A message of an id that is there already is sent again."""
-    put(_SENDING, "Sending._keys", lambda _: lambda self, way, call, form: ("", "", form))
+    put(_SENDING, "Sending._keys", lambda _: lambda self, way, call, args_json, form: ("", "", form))
 
 
 @mutant("U6", "a_chosen_id_is_one_message")
@@ -178,7 +178,7 @@ def many_are_sent_as_if_they_were_not_unique() -> None:
     def make(send_many: Any) -> Any:
         def blind(self: Any, calls: Any, **options: Any) -> Any:
             keys = self._keys
-            self._keys = lambda way, call, form: ("", "", form)
+            self._keys = lambda way, call, args_json, form: ("", "", form)
             try:
                 return send_many(self, calls, **options)
             finally:

@@ -266,6 +266,11 @@ def test_many_commits_that_are_alike_are_one_script_and_each_is_as_if_it_were_al
     assert is_there(200, 202, 204, 205, 206) == [True] * 8 + [False, True]
     assert client.execute([("LLEN", "ns:queue")], timeout_s=5) == 106
 
+    client.execute([("SET", "ns:text208", "taken"), ("HSET", "ns:text210", "odd", "")], timeout_s=5)
+    assert scripts([*map(commit, range(207, 212))]) == ([True, False, True, True, True], 2), "no key is taken, or twice"
+    assert is_there(207, 208, 209, 210, 211) == [*[True] * 2, False, *[True] * 7]
+    assert client.execute([("LLEN", "ns:queue")], timeout_s=5) == 110
+
     refused = [*map(commit, (300, 301, 200)), commit(302, "odd"), commit(303, "odd"), commit(201, "odd"), commit(304)]
     assert scripts(refused)[0] == [True, True, False, None, None, False, True]
     assert is_there(300, 301, 302, 303, 304) == [True] * 4 + [False] * 4 + [True] * 2

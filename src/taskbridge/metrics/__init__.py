@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge.background import in_time
 from taskbridge.exceptions import NotInstalledError
-from taskbridge.metrics.counts import Add, Batch, Counts
+from taskbridge.metrics.counts import Adder, Batch, Counts
 from taskbridge.metrics.gauges import Gauges as Gauges
 from taskbridge.metrics.names import BUCKETS_S, COUNTED
 
@@ -40,13 +41,13 @@ def observe(bridge: Bridge, *, registry: CollectorRegistry | None = None, meter_
         NotInstalledError: prometheus-client is not installed.
         ValueError: The registry has metrics of these names already.
     """
-    add = _prometheus(registry) if meter_provider is None else _opentelemetry(meter_provider)
+    adders = _prometheus(registry) if meter_provider is None else _opentelemetry(meter_provider)
 
     def deliver(batch: Batch) -> None:
         for name, labels, values in batch:
-            by_name = dict(zip(COUNTED[name].labels, labels, strict=True))
+            add = adders[name](dict(zip(COUNTED[name].labels, labels, strict=True)))
             for value in values:
-                add[name](value, by_name)
+                add(value)
 
     counts = Counts(bridge, lambda: deliver)
     counts.begin()
@@ -60,38 +61,36 @@ def observe(bridge: Bridge, *, registry: CollectorRegistry | None = None, meter_
     return counts
 
 
-def _prometheus(registry: CollectorRegistry | None) -> dict[str, Add]:
+def _prometheus(registry: CollectorRegistry | None) -> Mapping[str, Adder]:
     try:
         from prometheus_client import REGISTRY, Counter, Histogram
     except ModuleNotFoundError as exc:
         raise NotInstalledError("prometheus-client", "metrics") from exc
     into = REGISTRY if registry is None else registry
 
-    def made(name: str) -> Add:
+    def made(name: str) -> Adder:
         about = COUNTED[name]
         if about.is_histogram:
             histogram = Histogram(name, about.help, about.labels, buckets=BUCKETS_S, registry=into)
-            return lambda value, labels: histogram.labels(**labels).observe(value)
+            return lambda labels: histogram.labels(**labels).observe
         counter = Counter(name, about.help, about.labels, registry=into)
-        return lambda value, labels: counter.labels(**labels).inc(value)
+        return lambda labels: counter.labels(**labels).inc
 
     return {name: made(name) for name in COUNTED}
 
 
-def _opentelemetry(provider: Any) -> Mapping[str, Add]:
+def _opentelemetry(provider: Any) -> Mapping[str, Adder]:
     meter = provider.get_meter("taskbridge")
 
-    def made(name: str) -> Add:
+    def made(name: str) -> Adder:
         about = COUNTED[name]
         if about.is_histogram:
             buckets = list(BUCKETS_S)
             histogram = meter.create_histogram(
                 name, unit="s", description=about.help, explicit_bucket_boundaries_advisory=buckets
             )
-            record: Add = histogram.record
-            return record
+            return lambda labels: partial(histogram.record, attributes=labels)
         counter = meter.create_counter(name.removesuffix("_total"), description=about.help)  # exporters add it
-        add: Add = counter.add
-        return add
+        return lambda labels: partial(counter.add, attributes=labels)
 
     return {name: made(name) for name in COUNTED}

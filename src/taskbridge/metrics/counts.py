@@ -33,8 +33,8 @@ _MOST_HEARD: Final = 10_000  # in one row, before somebody asks whether the thre
 Batch: TypeAlias = list[tuple[str, tuple[str, ...], Sequence[float]]]
 """What was counted: by metric and the values of its labels, one number of a counter, or each time of a histogram."""
 
-Add: TypeAlias = Callable[[float, Mapping[str, str]], object]
-"""Adds a number to a counter with these labels, or a time to a histogram."""
+Adder: TypeAlias = Callable[[Mapping[str, str]], Callable[[float], object]]
+"""Returns what adds a number to a counter with these labels, or a time to a histogram: looked up once for many."""
 
 
 class Counts(Observer):

@@ -86,6 +86,7 @@ class Claims:
 
     def send_new(self, intent: Intent, *, timeout_s: float) -> bool:
         """Do as `send`, if key and id are free, as they mostly are; else do nothing, and return False."""
+        self._list([intent])
         return self._backend.commit([self._claiming(intent, None, None)[0]], timeout_s=timeout_s)[0]
 
     def send(
@@ -106,6 +107,7 @@ class Claims:
             if are_held:
                 plans = self._plans(dict(enumerate(intents)), deadline)
             else:
+                self._list(intents)
                 plans = {index: self._claiming(intent, None, None) for index, intent in enumerate(intents)}
             while plans:
                 outcomes |= {index: outcome for index, (commit, outcome) in plans.items() if commit is None}
@@ -125,6 +127,10 @@ class Claims:
         except StoreUnavailable as exc:
             error = exc if error is None or exc.maybe_taken else error
         return outcomes, error
+
+    def _list(self, intents: Sequence[Intent]) -> None:
+        """List messages before they are sent, all at once; lists are a hint, and whoever reads one looks at records."""
+        self._records.list_sent([(each.message, each.delay_s) for each in intents])
 
     def _plans(self, intents: Mapping[int, Intent], deadline: float) -> dict[int, _Plan]:
         """Return what is to be done about intents whose keys or ids are not free, or were not."""
@@ -201,7 +207,6 @@ class Claims:
 
     def _record(self, intent: Intent, found: str | None) -> Write:
         key, text, kept_s = self._records.created(intent.message, intent.delay_s, intent.message.enqueued_at)
-        self._records.list_sent([(intent.message, intent.delay_s)])
         return Write(key, _seen(found), text, kept_s)
 
     # Replays, and what follows

@@ -294,7 +294,8 @@ class Records:
     def created(self, message: Message, delay_s: float, now: float) -> tuple[str, str, float | None]:
         """Return the key and the text of a new record, and for how many seconds it is kept."""
         row = transitions.new(message, delay_s)
-        return key_of(message.id), _packed(row), transitions.kept_s(row, result_ttl_s=self._ttl_s, now=now)
+        text = f"{NEW}\n{codec.to_json(row)}"  # as `_packed` would, for less: it has no version, and no result
+        return key_of(message.id), text, transitions.kept_s(row, result_ttl_s=self._ttl_s, now=now)
 
     def _change(
         self,

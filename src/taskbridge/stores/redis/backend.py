@@ -141,7 +141,7 @@ class RedisBackend(Backend):
         calls = self._together(commits)
         replies = self._client.execute_all([[call] for call, _ in calls], timeout_s=timeout_s, replicas=self._replicas)
         for (_, count), reply in zip(calls, replies, strict=True):
-            outcomes += reply if isinstance(reply, list) else [reply] * count
+            outcomes += map(int, reply.decode()) if isinstance(reply, bytes) else [reply] * count
         left = {index: [self._committing(commits[index])] for index, each in enumerate(outcomes) if each == _LEFT}
         left_s = deadline - monotonic()
         replies = self._client.execute_all([*left.values()], timeout_s=left_s, replicas=self._replicas)
@@ -174,16 +174,17 @@ class RedisBackend(Backend):
         """Return commands that do commits, in order, and how many each does; one does many that are alike."""
         calls: list[tuple[RedisCommand, int]] = []
         for shape, run in groupby(commits, _shape):
-            for alike in [[each] for each in run] if shape is None else _chunks(run):
+            if shape is None:
+                calls += [(self._committing_as(each, None), 1) for each in run]
+                continue
+            for alike, words in _chunks(run):
                 if len(alike) == 1:
                     calls.append((self._committing_as(alike[0], shape), 1))
                     continue
-                assert shape is not None
                 keys = [self._prefix + write.key for commit in alike for write in commit.writes]
-                head = len(shape[0]), *map(_milliseconds, shape[0]), *shape[1:]
-                calls.append(
-                    (_MAKE_MANY(keys, *head, *(word for each in alike for word in _own_words(each))), len(alike))
-                )
+                are_distinct = int(len({*keys}) == len(keys))
+                head = are_distinct, len(shape[0]), *map(_milliseconds, shape[0]), *shape[1:]
+                calls.append((_MAKE_MANY(keys, *head, *words), len(alike)))
         return calls
 
     def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
@@ -390,22 +391,25 @@ def _member(raw: bytes | None) -> tuple[Counted, str | None]:
     return _WAYS.get(how, "dead"), rest if mark else None
 
 
-def _own_words(commit: Commit) -> list[Any]:
-    """Return what differs in commits that are alike: their texts, and the items of their commands."""
-    return [*(write.text for write in commit.writes), *(item for command in commit.commands for item in command[2:])]
+def _chunks(commits: Iterable[Commit]) -> Iterator[tuple[list[Commit], list[Any]]]:
+    """Yield commits that are alike, as many together as one script is given at once, and what differs in them.
 
-
-def _chunks(commits: Iterable[Commit]) -> Iterator[list[Commit]]:
-    """Yield commits that are alike, as many together as one script is given at once."""
-    chunk, size, count = list[Commit](), 0, 0
+    That is of each commit its texts, and the items of its commands.
+    """
+    chunk, words, size = list[Commit](), list[Any](), 0
     for commit in commits:
-        words = _own_words(commit)
-        size, count = size + sum(len(str(command[-1])) for command in commit.commands), count + len(words)
-        if chunk and (size > _MOST_BYTES or count > _MOST_WORDS):  # engines put the body last
-            yield chunk
-            chunk, size, count = [], 0, len(words)
+        own, own_size = list[Any](write.text for write in commit.writes), 0
+        for command in commit.commands:
+            own += command[2:]
+            last = command[-1]  # where engines put the body
+            own_size += len(last) if isinstance(last, (str, bytes)) else 0
+        if chunk and (size + own_size > _MOST_BYTES or len(words) + len(own) > _MOST_WORDS):
+            yield chunk, words
+            chunk, words, size = [], [], 0
         chunk.append(commit)
-    yield chunk
+        words += own
+        size += own_size
+    yield chunk, words
 
 
 def _words_of(commit: Commit) -> list[Word]:
