@@ -121,7 +121,7 @@ class Message:
         digest: A hash of the arguments, if the sender has chosen the id (rule U6).
         relayed: Whether an outbox has it, or had it, or it was put off: it may be published twice, so its mark is
             claimed (rules OB1 and A7).
-        keeps_call: Whether its record tells its arguments and headers.
+        keeps_call: Whether its record tells its arguments and headers, as that of a group's member does.
         flow: Its place in a flow (`stores.steps.Place`); empty if it is in none.
         due_at: From when on the attempt was to run, in seconds since the epoch; None for one that was sent without a
             delay, or by an earlier release.
@@ -228,6 +228,8 @@ class Message:
         )
         if self.unique:
             text += f',"unique":"{self.unique}"'
+        if self.flow:
+            text += f',"flow":{codec.to_json(self.flow)}'
         values = _rare_values(self)
         if values == _USUAL:
             return f"{text}}}"
@@ -431,7 +433,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = dict.fromkeys(_RARE, 0) | {
     "keeps_call": False,
     "flow": "",
 }
-_BY_DICT: Final = tuple(name for name in _RARE if name != "unique")  # which is written by hand
+_BY_DICT: Final = tuple(name for name in _RARE if name not in ("unique", "flow"))  # which are written by hand
 _USUAL: Final = tuple(_DEFAULTS[name] for name in _BY_DICT)
 _rare_values: Final = attrgetter(*_BY_DICT)
 

@@ -178,9 +178,7 @@ class RedisBackend(Backend):
                 assert shape is not None
                 keys = [self._prefix + write.key for commit in alike for write in commit.writes]
                 head = len(shape[0]), *map(_milliseconds, shape[0]), *shape[1:]
-                calls.append(
-                    (_MAKE_MANY(keys, *head, *(word for each in alike for word in _own_words(each))), len(alike))
-                )
+                calls.append((_MAKE_MANY(keys, *head, *chain.from_iterable(map(_own_words, alike))), len(alike)))
         return calls
 
     def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
@@ -397,18 +395,24 @@ def _member(raw: bytes | None) -> tuple[Counted, str | None]:
 
 def _own_words(commit: Commit) -> list[Any]:
     """Return what differs in commits that are alike: their texts, and the items of their commands."""
-    return [*(write.text for write in commit.writes), *(item for command in commit.commands for item in command[2:])]
+    words: list[Any] = [write.text for write in commit.writes]
+    for command in commit.commands:
+        words += command[2:]
+    return words
 
 
 def _chunks(commits: Iterable[Commit]) -> Iterator[list[Commit]]:
     """Yield commits that are alike, as many together as one script is given at once."""
     chunk, size, count = list[Commit](), 0, 0
     for commit in commits:
-        words = _own_words(commit)
-        size, count = size + sum(len(str(command[-1])) for command in commit.commands), count + len(words)
-        if chunk and (size > _MOST_BYTES or count > _MOST_WORDS):  # engines put the body last
+        words = len(commit.writes)
+        for command in commit.commands:
+            body = command[-1]  # engines put it last
+            size, words = size + len(body if isinstance(body, (str, bytes)) else repr(body)), words + len(command) - 2
+        count += words
+        if chunk and (size > _MOST_BYTES or count > _MOST_WORDS):
             yield chunk
-            chunk, size, count = [], 0, len(words)
+            chunk, size, count = [], 0, words
         chunk.append(commit)
     yield chunk
 
