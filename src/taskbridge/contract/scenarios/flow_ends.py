@@ -40,7 +40,7 @@ from taskbridge.contract.registry import (
     with_records,
 )
 from taskbridge.contract.scenarios.crashes import end_dying, start_dying
-from taskbridge.contract.tasks import QUEUES
+from taskbridge.contract.tasks import QUEUES, Variant
 
 _TAKEN_UP_S: Final = 10.0
 """How much longer than the lease it takes at most until another worker goes on with what a killed one had in hand."""
@@ -206,6 +206,25 @@ def a_kill_beside_the_count_holds_up_no_flow(h: Harness) -> None:
             ended = max(end.at for mark in marks if f"{name} a" in mark for end in ends_of(h, mark))
             took_s = begun(h, marks[marks.index(f"{name} b")]).at - ended
             h.in_time(f"the start of {name} b", took_s, h.spec.lease_s + _TAKEN_UP_S + h.target.latest_s(0.0))
+
+
+@scenario("W5", on=(STORED,), where=with_processes)
+def a_chain_goes_on_in_the_act_that_ends_a_step(h: Harness) -> None:
+    """The act that records the end of a step publishes the next one; a worker that counted the step alone would die."""
+    worker = h.start_worker(threads=2, variant=Variant(dies=deaths.named(deaths.BY_ITSELF, h.target)))
+    flows = [Followed(h, chain(name, *(single(f"{name} {step}") for step in "abcd"))) for name in ("one", "other")]
+
+    def is_over() -> bool:
+        return worker.wait(0) is not None or all(each.handle.status().is_final for each in flows)
+
+    h.until(is_over, "the end of both chains, or of the worker")
+    h.check(worker.wait(0) is None, "the end of a step should be recorded together with what follows it")
+    for name, followed in zip(("one", "other"), flows, strict=True):
+        begun(h, f"{name} end")
+        h.equal(f"the result of {name}", result_of(h, followed.handle), f"{name} d")
+        starts = [len(starts_of(h, f"{name} {step}")) for step in "abcd"]
+        h.equal(f"how often each step of {name} has started", starts, [1, 1, 1, 1])
+    h.idle()
 
 
 @scenario("W8", on=(STORED,), where=with_records)
