@@ -365,7 +365,7 @@ def _is_text(value: object) -> TypeGuard[str]:
 
 
 _PLACE: Final = re.compile(  # see `stores.steps.Place`
-    r"([^\t]{1,255})\t(?:[0-9]{1,7}(?:/([0-9]{1,7}))?|failure|end)\t[0-9]{1,9}\t([0-9]{1,7})\t[a-z]{0,5}"
+    r"(?:[0-9]{1,7}(?:/([0-9]{1,7}))?|failure|end) [0-9]{1,9} ([0-9]{1,7}) [a-z]{0,5} ([^\t]{1,255})"
     r"(?:\t[^\t]{1,255}\t[0-9]{1,9}){0,10}"
 )
 
@@ -373,7 +373,7 @@ _PLACE: Final = re.compile(  # see `stores.steps.Place`
 def is_place(value: object) -> TypeGuard[str]:
     """Return whether this can be a step's place in a flow, and of a group that has such a member."""
     found = _PLACE.fullmatch(value) if _is_text(value) else None
-    return found is not None and is_id(found[1]) and (found[2] is None or int(found[2]) < int(found[3]))
+    return found is not None and is_id(found[3]) and (found[1] is None or int(found[1]) < int(found[2]))
 
 
 _text, _count, _flag = _reading(_is_text), _reading(_is_of(int)), _reading(_is_of(bool))

@@ -125,7 +125,7 @@ class Runner:
         finally:
             running.reset(token)
         done = self._done(value)
-        if done.problem and message.flow and "r" in message.flow.split("\t", 5)[4]:  # what follows can't have it
+        if done.problem and message.flow and "r" in message.flow.split(" ", 4)[3]:  # what follows can't have it
             return Dead("gave_up", EncodeError("result", done.problem))
         return done
 

@@ -272,7 +272,7 @@ def a_replay_leaves_the_flow_as_it_is() -> None:
         return lambda self, message, delay_s: replayed(self, replace(message, flow=_forgotten(message.flow)), delay_s)
 
     def _forgotten(flow: str) -> str:
-        return "\t".join(["no flow", *flow.split("\t")[1:]])
+        return " ".join([*flow.split(" ")[:4], "no flow"])
 
     put(_REOPENING, "Reopening._replayed", make)
 

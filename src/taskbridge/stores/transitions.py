@@ -74,7 +74,7 @@ def new(message: Message, delay_s: float = 0.0) -> Row:
 
 def is_member(flow: str) -> bool:
     """Return whether a place in a flow (`stores.steps.Place`) is that of a group's member."""
-    return "/" in flow.split("\t", 2)[1]
+    return "/" in flow.partition(" ")[0]
 
 
 def started(old: Row | None, message: Message, run: Run, *, writer: str) -> Row | None:
