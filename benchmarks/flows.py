@@ -227,7 +227,7 @@ def page(result: Mapping[str, Any]) -> str:
         head = ["each", "`send_many`", "a group", "x", "`send`", f"chains of {_LENGTH}", "x"]
         lines = [[name, *_cells(ways, metric)] for name, metric in _LINES]
         lines += [[name, *_sums(ways, parts_of)] for name, parts_of in _SUMS]
-        parts += [*piped([head, *lines]), ""]
+        parts += [*piped([head, *(line for line in lines if any(line[1:]))]), ""]
     head = [f"a group of {sizes['beside']:,}", *(each.name for each in (*OURS, *THEIRS))]
     lines = [
         [name, *(shown(median(figures[each.name]["beside"][metric])) for each in (*OURS, *THEIRS))]
@@ -240,20 +240,27 @@ def page(result: Mapping[str, Any]) -> str:
 def _cells(ways: Mapping[str, Mapping[str, Sequence[float]]], metric: str) -> list[str]:
     if metric in _ONLY_GROUPS:
         return ["", shown(median(ways["group"][metric])), "", "", "", ""]
-    return _compared({way: ways[way][metric] for way in ("many", "group", "single", "chains")})
+    return _compared({way: found[metric] for way, found in ways.items() if metric in found})
 
 
 def _sums(ways: Mapping[str, Mapping[str, Sequence[float]]], parts: Sequence[str]) -> list[str]:
-    found = {way: [*zip(*(ways[way][each] for each in parts), strict=True)] for way in ("many", "group", *_ONE_BY_ONE)}
-    return _compared({way: [sum(each) for each in rounds] for way, rounds in found.items()})
+    measured = {way: found for way, found in ways.items() if all(each in found for each in parts)}
+    return _compared(
+        {
+            way: [sum(each) for each in zip(*(found[part] for part in parts), strict=True)]
+            for way, found in measured.items()
+        }
+    )
 
 
 def _compared(found: Mapping[str, Sequence[float]]) -> list[str]:
-    """Return the figures of all ways, those of flows each with its ratio."""
+    """Return the figures of all ways, those of flows each with its ratio; empty where nothing was measured."""
     cells = list[str]()
     for ours, base in _BASES.items():
-        ratios = [one / other for one, other in zip(found[ours], found[base], strict=True) if other > 0]
-        cells += [shown(median(found[base])), shown(median(found[ours])), f"{median(ratios):.2f}" if ratios else ""]
+        pairs = zip(found.get(ours, ()), found.get(base, ()), strict=False)
+        ratios = [one / other for one, other in pairs if other > 0]
+        cells += [shown(median(found[way])) if way in found else "" for way in (base, ours)]
+        cells.append(f"{median(ratios):.2f}" if ratios else "")
     return cells
 
 
