@@ -28,7 +28,7 @@ CRASHING: Final = "crashing"
 """The place at which the worker is killed for each such message, before its attempt is marked."""
 
 BY_ITSELF: Final = "counted by itself"
-"""The place at which a step of a chain that is done is counted without what follows it; the worker is killed there."""
+"""The place at which a step of a chain that is done was counted without what follows it; the worker is killed there."""
 
 
 def _kill() -> None:
@@ -47,12 +47,14 @@ class Place:
         at: Its module, and the way to it from there, such as `taskbridge.runner:Runner.run`.
         when: Before or after the call.
         matters: Says of a call's arguments whether it is one that counts.
+        returns: Says of what a call has returned whether it counts, where that is after it.
         act: What happens there.
     """
 
     at: str
     when: Literal["before", "after"]
     matters: Callable[[tuple[Any, ...]], bool] = lambda _: True
+    returns: Callable[[Any], bool] = lambda _: True
     act: Callable[[], None] = _kill
 
 
@@ -96,7 +98,7 @@ _PLACES: Final[Mapping[str, Place]] = {
     "recorded": Place(at="taskbridge.engines.settle:_record", when="after"),
     "uncounted": Place(at="taskbridge.stores.records:Records._is_done", when="before", matters=_ends_a_step),
     "counted": Place(at="taskbridge.stores.records:Records._is_done", when="after", matters=_ends_a_step),
-    BY_ITSELF: Place(at="taskbridge.stores.steps:count", when="before", matters=_is_done_in_a_chain),
+    BY_ITSELF: Place(at="taskbridge.stores.steps:count", when="after", matters=_is_done_in_a_chain, returns=bool),
     "not begun": Place(at="taskbridge.flows.running:Flows.become", when="before"),
     "begun": Place(at="taskbridge.flows.running:Flows.become", when="after"),
     "settled": Place(at="taskbridge.engines.settle:finish", when="after"),
@@ -158,7 +160,7 @@ def _acting(function: Callable[..., Any], place: Place) -> Callable[..., Any]:
         if counts and place.when == "before":
             place.act()
         result = function(*args, **kwargs)
-        if counts and place.when == "after":
+        if counts and place.when == "after" and place.returns(result):
             place.act()
         return result
 

@@ -257,17 +257,17 @@ class Flows(Reopening):
         place = place_of(record.get("flow", ""))
         if place.member is not None or place.is_callback or record["state"] != "done":
             return False
-        seen, texts = self._seen.pop(place.flow, None), list[str | None]()
-        if seen is None:
+        row, plan = self._seen.pop(place.flow, (None, None))
+        if row is None or plan is None or not _is_at(row, place):  # others have gone on with it
             texts = self._get(row_key(place.flow), plan_key(place.flow))
-        row, look = unpacked(texts[0]) if seen is None else seen[0], Look(self._deadline(), resumes=True)
-        if row is None or (row["state"], row["stage"], row.get("life", 0)) != ("running", place.stage, place.life):
-            return False
+            row = unpacked(texts[0])
+            if row is None or not _is_at(row, place):
+                return False
+            plan = plan_of(texts[1])
         if row.get("reopened") or row.get("above"):
             return False
-        given, lost = record.get("result") or "null", record.get("reason", "")
-        plan = plan_of(texts[1]) if seen is None else seen[1]
-        is_done = self._next(place.flow, row, plan, given, look, lost=lost, also=[write])
+        look, lost = Look(self._deadline(), resumes=True), record.get("reason", "")
+        is_done = self._next(place.flow, row, plan, record.get("result") or "null", look, lost=lost, also=[write])
         if is_done and look.entries:
             self._records.flows_due.extend(look.entries)
         return is_done
@@ -330,12 +330,13 @@ class Flows(Reopening):
         else:
             message = self._step(id, new, plan, number, given)
         write = self._write(id, row, new)
-        is_done = self._committed([*also, write], message, entries, look.deadline, is_first=bool(also))
-        if is_done and message is not None and len(write.text or "") + len(plan["text"]) < _LONG:
+        if message is not None and len(write.text or "") + len(plan["text"]) < _LONG:  # before another thread ends it
             if len(self._seen) >= _MOST_SEEN:
                 self._seen = {}
-            new["version"] = row.get("version", 0) + 1
-            self._seen[id] = new, plan
+            self._seen[id] = {**new, "version": row.get("version", 0) + 1}, plan
+        is_done = self._committed([*also, write], message, entries, look.deadline, is_first=bool(also))
+        if not is_done:
+            self._seen.pop(id, None)
         return is_done
 
     def _ended(
@@ -497,6 +498,11 @@ class Flows(Reopening):
         args = f"[{given}]" if args == "[]" else f"[{given},{args[1:]}"
         flow = place._replace(flags=place.flags.replace("g", "")).dumps()
         return replace(message, args_json=args, plain=None, flow=flow)
+
+
+def _is_at(row: FlowRow, place: Place) -> bool:
+    """Return whether a flow runs, and is at a step."""
+    return (row["state"], row["stage"], row.get("life", 0)) == ("running", place.stage, place.life)
 
 
 def _bad_of(record: Status) -> list[str]:

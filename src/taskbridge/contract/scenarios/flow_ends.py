@@ -211,19 +211,24 @@ def a_kill_beside_the_count_holds_up_no_flow(h: Harness) -> None:
 @scenario("W5", on=(STORED,), where=with_processes)
 def a_chain_goes_on_in_the_act_that_ends_a_step(h: Harness) -> None:
     """The act that records the end of a step publishes the next one; a worker that counted the step alone would die."""
-    worker = h.start_worker(threads=2, variant=Variant(dies=deaths.named(deaths.BY_ITSELF, h.target)))
-    flows = [Followed(h, chain(name, *(single(f"{name} {step}") for step in "abcd"))) for name in ("one", "other")]
+    variant = Variant(dies=deaths.named(deaths.BY_ITSELF, h.target))
+    workers = [h.start_worker(threads=2, variant=variant) for _ in range(2)]  # each goes on with what the other began
+    names, steps = ("one", "two", "three"), "abcdefgh"
+    flows = [Followed(h, chain(name, *(single(f"{name} {step}") for step in steps))) for name in names]
+
+    def has_died() -> bool:
+        return any(worker.wait(0) is not None for worker in workers)
 
     def is_over() -> bool:
-        return worker.wait(0) is not None or all(each.handle.status().is_final for each in flows)
+        return has_died() or all(each.handle.status().is_final for each in flows)
 
-    h.until(is_over, "the end of both chains, or of the worker")
-    h.check(worker.wait(0) is None, "the end of a step should be recorded together with what follows it")
-    for name, followed in zip(("one", "other"), flows, strict=True):
+    h.until(is_over, "the end of the chains, or of a worker")
+    h.check(not has_died(), "the end of a step should be recorded together with what follows it")
+    for name, followed in zip(names, flows, strict=True):
         begun(h, f"{name} end")
-        h.equal(f"the result of {name}", result_of(h, followed.handle), f"{name} d")
-        starts = [len(starts_of(h, f"{name} {step}")) for step in "abcd"]
-        h.equal(f"how often each step of {name} has started", starts, [1, 1, 1, 1])
+        h.equal(f"the result of {name}", result_of(h, followed.handle), f"{name} {steps[-1]}")
+        starts = {len(starts_of(h, f"{name} {step}")) for step in steps}
+        h.equal(f"how often the steps of {name} have started", starts, {1})
     h.idle()
 
 
