@@ -1,7 +1,8 @@
-"""`python -m benchmarks.flows`: what a group and a chain cost beside the same tasks sent by `send_many`, on Redis.
+"""`python -m benchmarks.flows`: what a group and a chain cost beside the same tasks without a flow, on Redis.
 
-All of these keep a record of each message. In each round they take turns on an emptied Redis. Beside them Celery's
-chord and Dramatiq's group run with as many members as those can take in the time.
+A group is compared with `send_many`, for both send many messages at once, and a chain with single sends, for its steps
+are published one by one. All of these keep a record of each message. In each round they take turns on an emptied
+Redis. Beside them Celery's chord and Dramatiq's group run with as many members as those can take in the time.
 
     python -m benchmarks.flows --write          # into docs/scaling.md, in about half an hour
     python -m benchmarks.flows --members 5000 --rounds 1
@@ -34,7 +35,9 @@ _WARM: Final = 100
 _LENGTH: Final = 10
 _LOOKS: Final = 200
 _FEW: Final = 10
-_FEWER: Final = 5  # chains have a fifth of the tasks
+_FEWER: Final = 5  # what is sent one by one has a fifth of the tasks
+_ONE_BY_ONE: Final = ("single", "chains")
+_BASES: Final = {"group": "many", "chains": "single"}
 _TIMEOUT_S: Final = 280.0
 _SETTLE_S: Final = 2.0
 _SAMPLE_S: Final = 0.2
@@ -83,10 +86,11 @@ class _Memory(Thread):
 def _measured(place: Place, contender: Contender, way: str, count: int) -> Figures:
     """Send tasks in one way, have a worker run them, and return what that took."""
     place.empty("redis")
-    empty = place.read("redis").held
+    before = place.read("redis")
     words = ("chains", _LENGTH, count // _LENGTH) if way == "chains" else (way, count)
     sent = place.run(contender, "redis", "flowing", *words)
-    waiting = place.read("redis").held - empty
+    after = place.read("redis")
+    empty, waiting, sending_s = before.held, after.held - before.held, after.cpu_s - before.cpu_s
     first, last = _WARM + count // 10, _WARM + count
     with place.worker(contender, "redis", marked=(first, last)) as worker:
         memory = _Memory(worker)
@@ -104,6 +108,7 @@ def _measured(place: Place, contender: Contender, way: str, count: int) -> Figur
     return {
         "send us": sent["us"],
         "sender us": sent["cpu_us"],
+        "sending us": sending_s / (count + _WARM) * 1e6,
         "sender MB": sent["MB"],
         "bytes waiting": waiting / count,
         "bytes ended": ended / count,
@@ -151,9 +156,9 @@ def measure(members: int, beside: int, rounds: int) -> dict[str, Any]:
     with Place({}) as place:
         for number in range(rounds):
             for contender in OURS:
-                for way in ("many", "group", "chains"):
+                for way in ("many", "group", "single", "chains"):
                     _say(f"{number + 1}/{rounds} {contender.name}: {way} ...")
-                    count = members // _FEWER if way == "chains" else members
+                    count = members // _FEWER if way in _ONE_BY_ONE else members
                     for metric, value in _measured(place, contender, way, count).items():
                         found[contender.name][way][metric].append(value)
                 for size, metric in ((_FEW, "status us, few"), (members, "status us")):
@@ -174,12 +179,13 @@ def _say(line: str) -> None:
 _LINES: Final = (
     ("send, µs", "send us"),
     ("the sender's own CPU, µs", "sender us"),
+    ("Redis' CPU as they are sent, µs", "sending us"),
     ("what the sender's memory grows by, MB", "sender MB"),
     ("Redis: bytes each while they wait", "bytes waiting"),
     ("Redis: bytes each when they have ended", "bytes ended"),
     ("run, µs", "run us"),
     ("the worker's own CPU, µs", "cpu us"),
-    ("Redis' CPU, µs", "server us"),
+    ("Redis' CPU as they run, µs", "server us"),
     ("what the worker's memory grows by, MB", "worker grows MB"),
     ("from the last end to what follows, ms", "late ms"),
     ("`status()` of ten members, µs", "status us, few"),
@@ -194,6 +200,11 @@ _BESIDE: Final = (
     ("from the last end to the callback, ms", "late ms"),
     ("worker, MB", "worker MB"),
 )
+_SUMS: Final = (
+    ("to send: sender and Redis, CPU µs", ("sender us", "sending us")),
+    ("to run: worker and Redis, CPU µs", ("cpu us", "server us")),
+    ("in all, CPU µs", ("sender us", "sending us", "cpu us", "server us")),
+)
 _ONLY_GROUPS: Final = ("late ms", "status us, few", "status us")
 
 
@@ -205,17 +216,18 @@ def page(result: Mapping[str, Any]) -> str:
         BEGIN,
         "",
         f"Measured on {result['date']} on {result['machine']['processors']}: {about}. A figure is the median of "
-        f"{sizes['rounds']} rounds, *x* the median of the rounds' ratios to `send_many`.",
+        f"{sizes['rounds']} rounds; *x* is the median of the rounds' ratios, of a group to `send_many`, of chains to "
+        "single sends.",
         "",
     ]
     for contender in OURS:
         ways = figures[contender.name]
         fewer = sizes["members"] // _FEWER
-        parts += [f"**{contender.name}, {sizes['members']:,} tasks, {fewer:,} in chains**", ""]
-        head = ["each", "`send_many`", "a group", "x", f"chains of {_LENGTH}", "x"]
+        parts += [f"**{contender.name}, {sizes['members']:,} tasks, {fewer:,} of them one by one**", ""]
+        head = ["each", "`send_many`", "a group", "x", "`send`", f"chains of {_LENGTH}", "x"]
         lines = [[name, *_cells(ways, metric)] for name, metric in _LINES]
-        lines.append(["worker and Redis, CPU µs", *_sums(ways)])
-        parts += [*piped([head, *lines]), ""]
+        lines += [[name, *_sums(ways, parts_of)] for name, parts_of in _SUMS]
+        parts += [*piped([head, *(line for line in lines if any(line[1:]))]), ""]
     head = [f"a group of {sizes['beside']:,}", *(each.name for each in (*OURS, *THEIRS))]
     lines = [
         [name, *(shown(median(figures[each.name]["beside"][metric])) for each in (*OURS, *THEIRS))]
@@ -226,23 +238,30 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def _cells(ways: Mapping[str, Mapping[str, Sequence[float]]], metric: str) -> list[str]:
-    many, group, chains = (ways[way].get(metric, ()) for way in ("many", "group", "chains"))
     if metric in _ONLY_GROUPS:
-        return ["", shown(median(group)), "", "", ""]
-    return [shown(median(many)), *_with_ratio(group, many), *_with_ratio(chains, many)]
+        return ["", shown(median(ways["group"][metric])), "", "", "", ""]
+    return _compared({way: found[metric] for way, found in ways.items() if metric in found})
 
 
-def _with_ratio(ours: Sequence[float], base: Sequence[float]) -> list[str]:
-    ratios = [one / other for one, other in zip(ours, base, strict=True) if other > 0]
-    return [shown(median(ours)), f"{median(ratios):.2f}" if ratios else ""]
-
-
-def _sums(ways: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
-    many, group, chains = (
-        [own + server for own, server in zip(ways[way]["cpu us"], ways[way]["server us"], strict=True)]
-        for way in ("many", "group", "chains")
+def _sums(ways: Mapping[str, Mapping[str, Sequence[float]]], parts: Sequence[str]) -> list[str]:
+    measured = {way: found for way, found in ways.items() if all(each in found for each in parts)}
+    return _compared(
+        {
+            way: [sum(each) for each in zip(*(found[part] for part in parts), strict=True)]
+            for way, found in measured.items()
+        }
     )
-    return [shown(median(many)), *_with_ratio(group, many), *_with_ratio(chains, many)]
+
+
+def _compared(found: Mapping[str, Sequence[float]]) -> list[str]:
+    """Return the figures of all ways, those of flows each with its ratio; empty where nothing was measured."""
+    cells = list[str]()
+    for ours, base in _BASES.items():
+        pairs = zip(found.get(ours, ()), found.get(base, ()), strict=False)
+        ratios = [one / other for one, other in pairs if other > 0]
+        cells += [shown(median(found[way])) if way in found else "" for way in (base, ours)]
+        cells.append(f"{median(ratios):.2f}" if ratios else "")
+    return cells
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,10 +6,10 @@ from itertools import repeat
 from time import perf_counter
 
 from benchmarks.apps import work
-from benchmarks.apps.bridged import bridge, tick, tick_batches
+from benchmarks.apps.bridged import bridge, tick, tick_batches, tick_each
 from taskbridge import Results, group
 
-__all__ = ["bridge", "tick_batches"]
+__all__ = ["bridge", "tick_batches", "tick_each"]
 
 
 @bridge.task(name="tick.last")

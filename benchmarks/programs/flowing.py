@@ -1,6 +1,7 @@
 """Sends many tasks, and prints the microseconds that one took and the memory that this process came to hold for it.
 
 python -m benchmarks.programs.flowing APP many COUNT            by `send_many`, a hundred at a time
+                                      APP single COUNT          one by one
                                       APP group COUNT [LOOKS]   as a group; how long a look at its status takes, too
                                       APP chains LENGTH COUNT   as so many chains
 """
@@ -28,6 +29,8 @@ def main(name: str, way: str, first: int, second: int = 0) -> None:
     flow = ""
     if way == "many":
         app.tick_batches(_PAYLOAD, _BATCH, count // _BATCH)
+    elif way == "single":
+        app.tick_each(_PAYLOAD, count)
     elif way == "group":
         flow = app.tick_group(_PAYLOAD, count)
     else:

@@ -121,7 +121,7 @@ class Message:
         digest: A hash of the arguments, if the sender has chosen the id (rule U6).
         relayed: Whether an outbox has it, or had it, or it was put off: it may be published twice, so its mark is
             claimed (rules OB1 and A7).
-        keeps_call: Whether its record tells its arguments and headers.
+        keeps_call: Whether its record tells its arguments and headers, as that of a group's member does.
         flow: Its place in a flow (`stores.steps.Place`); empty if it is in none.
         due_at: From when on the attempt was to run, in seconds since the epoch; None for one that was sent without a
             delay, or by an earlier release.
@@ -228,6 +228,8 @@ class Message:
         )
         if self.unique:
             text += f',"unique":"{self.unique}"'
+        if self.flow:
+            text += f',"flow":{codec.to_json(self.flow)}'
         values = _rare_values(self)
         if values == _USUAL:
             return f"{text}}}"
@@ -364,7 +366,7 @@ def _is_text(value: object) -> TypeGuard[str]:
 
 
 _PLACE: Final = re.compile(  # see `stores.steps.Place`
-    r"([^\t]{1,255})\t(?:[0-9]{1,7}(?:/([0-9]{1,7}))?|failure|end)\t[0-9]{1,9}\t([0-9]{1,7})\t[a-z]{0,5}"
+    r"(?:[0-9]{1,7}(?:/([0-9]{1,7}))?|failure|end) [0-9]{1,9} ([0-9]{1,7}) [a-z]{0,5} ([^\t]{1,255})"
     r"(?:\t[^\t]{1,255}\t[0-9]{1,9}){0,10}"
 )
 
@@ -372,12 +374,12 @@ _PLACE: Final = re.compile(  # see `stores.steps.Place`
 def is_place(value: object) -> TypeGuard[str]:
     """Return whether this can be a step's place in a flow, and of a group that has such a member."""
     found = _PLACE.fullmatch(value) if _is_text(value) else None
-    return found is not None and is_id(found[1]) and (found[2] is None or int(found[2]) < int(found[3]))
+    return found is not None and is_id(found[3]) and (found[1] is None or int(found[1]) < int(found[2]))
 
 
 def flags_of(place: str) -> str:
     """Return the flags of a step's place in a flow; see `stores.steps.Place`."""
-    return place.split("\t", 5)[4]
+    return place.split(" ", 4)[3]
 
 
 _text, _count, _flag = _reading(_is_text), _reading(is_of(int)), _reading(is_of(bool))
@@ -425,7 +427,7 @@ _RARE: Final[Mapping[str, Callable[[Any, str], Any]]] = {
 }
 """The fields that few messages have, in the order in which they are written, and what reads each."""
 
-_BY_DICT: Final = tuple(name for name in _RARE if name != "unique")  # which is written by hand
+_BY_DICT: Final = tuple(name for name in _RARE if name not in ("unique", "flow"))  # which are written by hand
 _rare_values: Final = attrgetter(*_BY_DICT)
 _USUAL: Final[tuple[Any, ...]] = _rare_values(
     Message(id="", task="", queue="", args_json="[]", kwargs_json="{}", enqueued_at=0.0)

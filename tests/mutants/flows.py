@@ -152,6 +152,12 @@ def what_follows_is_left_to_others() -> None:
     put(_STEPS, "LOOKED_AFTER_S", lambda _: 5.0)
 
 
+@mutant("W5", "a_chain_goes_on_in_the_act_that_ends_a_step", "dramatiq+redis")
+def a_step_of_a_chain_is_counted_alone() -> None:
+    """What follows a step of a chain is published in another act than the one that records its end."""
+    put(_RUNNING, "Flows._ended_with_what_follows", lambda _: lambda *_: False)
+
+
 @mutant("W5", "a_kill_beside_the_count_holds_up_no_flow", "dramatiq+redis")
 def nobody_looks_after_a_counted_step() -> None:
     """What a worker would have done that was killed after it has counted a step, is done by nobody."""
@@ -266,7 +272,7 @@ def a_replay_leaves_the_flow_as_it_is() -> None:
         return lambda self, message, delay_s: replayed(self, replace(message, flow=_forgotten(message.flow)), delay_s)
 
     def _forgotten(flow: str) -> str:
-        return "\t".join(["no flow", *flow.split("\t")[1:]])
+        return " ".join([*flow.split(" ")[:4], "no flow"])
 
     put(_REOPENING, "Reopening._replayed", make)
 

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 from taskbridge.contract.target import Target
 from taskbridge.stores.records import FINAL
+from taskbridge.stores.steps import place_of
 
 UNEXPECTED: Final = "unexpected"
 """The place at which an error is raised for each message with a header of this name, after its run."""
@@ -25,6 +26,9 @@ ADMITTED: Final = "admitted"
 
 CRASHING: Final = "crashing"
 """The place at which the worker is killed for each such message, before its attempt is marked."""
+
+BY_ITSELF: Final = "counted by itself"
+"""The place at which a step of a chain that is done was counted without what follows it; the worker is killed there."""
 
 
 def _kill() -> None:
@@ -43,12 +47,14 @@ class Place:
         at: Its module, and the way to it from there, such as `taskbridge.runner:Runner.run`.
         when: Before or after the call.
         matters: Says of a call's arguments whether it is one that counts.
+        returns: Says of what a call has returned whether it counts, where that is after it.
         act: What happens there.
     """
 
     at: str
     when: Literal["before", "after"]
     matters: Callable[[tuple[Any, ...]], bool] = lambda _: True
+    returns: Callable[[Any], bool] = lambda _: True
     act: Callable[[], None] = _kill
 
 
@@ -59,6 +65,12 @@ def _something_is_due(args: tuple[Any, ...]) -> bool:
 def _ends_a_step(args: tuple[Any, ...]) -> bool:
     row: Any = args[4]
     return "flow" in row and row["state"] in FINAL
+
+
+def _is_done_in_a_chain(args: tuple[Any, ...]) -> bool:
+    row: Any = args[2]
+    place = place_of(row["flow"])
+    return row["state"] == "done" and place.member is None and not place.is_callback
 
 
 def _asks_for_it(args: tuple[Any, ...]) -> bool:
@@ -86,6 +98,7 @@ _PLACES: Final[Mapping[str, Place]] = {
     "recorded": Place(at="taskbridge.engines.settle:_record", when="after"),
     "uncounted": Place(at="taskbridge.stores.records:Records._is_done", when="before", matters=_ends_a_step),
     "counted": Place(at="taskbridge.stores.records:Records._is_done", when="after", matters=_ends_a_step),
+    BY_ITSELF: Place(at="taskbridge.stores.steps:count", when="after", matters=_is_done_in_a_chain, returns=bool),
     "not begun": Place(at="taskbridge.flows.running:Flows.become", when="before"),
     "begun": Place(at="taskbridge.flows.running:Flows.become", when="after"),
     "settled": Place(at="taskbridge.engines.settle:finish", when="after"),
@@ -147,7 +160,7 @@ def _acting(function: Callable[..., Any], place: Place) -> Callable[..., Any]:
         if counts and place.when == "before":
             place.act()
         result = function(*args, **kwargs)
-        if counts and place.when == "after":
+        if counts and place.when == "after" and place.returns(result):
             place.act()
         return result
 

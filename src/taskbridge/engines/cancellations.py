@@ -77,6 +77,8 @@ class Cancellations(Background):
     def _is_over(self, message: Message) -> bool:
         """Return whether a message was cancelled, or the flow of which it is a step is over."""
         lives = self._lives
+        if not lives:  # as most of the time
+            return False
         return message.life in lives or (message.flow != "" and any(each in lives for each in _of_its_flows(message)))
 
     def knows(self, message: Message) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from inspect import formatannotation, unwrap
 from itertools import chain, islice
 from types import UnionType
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+
+_MOST_HINTS: Final = 1000  # of how many functions the type hints are kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -261,10 +264,15 @@ def _call_after(
     return _step(replace(call, args=tuple(args)), sender)
 
 
+@lru_cache(_MOST_HINTS)  # for chains are made anew for each send
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(unwrap(function))
+
+
 def _hint(task: Declaration, name: str) -> Any:
     """Return what a task's type hint says of a parameter, or of what it returns; `Any` if that is not known."""
     try:
-        return get_type_hints(unwrap(task.function)).get(name, Any)
+        return _hints(task.function).get(name, Any)
     except Exception:  # whatever the evaluation of somebody's text raises
         return Any
 

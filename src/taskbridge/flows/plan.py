@@ -4,7 +4,7 @@
 |---|---|
 | `flow:ID` | the row (`FlowRow`), and what the stage before has returned |
 | `flow:ID:plan` | the stages and the callbacks (`Plan`); it never changes |
-| `flow:ID:calls:SENDING:STAGE:PAGE` | calls of a group of more than `PAGE`, until they are published |
+| `flow:ID:calls:SENDING:STAGE:PAGE` | calls of a group of more than `PAGE`, until they are published (`calls_of`) |
 
 What a group has counted is the backend's: `flow:ID:group:STAGE`. The ids of steps are hashes of the flow's id and the
 step's key, so that whoever publishes one again makes the same message (rule W3).
@@ -71,13 +71,13 @@ class Spec(TypedDict, total=False):
 
 
 class Group(TypedDict):
-    """A group as a plan has it; the `calls` of a large one are in pages."""
+    """A group as a plan has it; the `calls` of a large one are in pages. `calls_of` reads either."""
 
     total: int
     at_once: int | None
     on_error: OnError
     wants: bool  # whether something gets its results, or asks for them
-    calls: list[Spec] | None
+    calls: str | None
 
 
 class Plan(TypedDict):
@@ -177,6 +177,29 @@ def plan_of(text: str | None) -> Plan:
     raise DecodeError("the plan of a flow is gone, or can't be read")
 
 
+def call_line(args: str, kwargs: str) -> str:
+    """Return the line of a call; the line before the first of some calls is a `Spec` without arguments."""
+    return args if kwargs == "{}" else f"{args}\t{kwargs}"  # JSON in ASCII has neither tabs nor line breaks
+
+
+def calls_of(text: str) -> list[Spec]:
+    """Return the calls of a group, or of a page of one; `DecodeError` if they can't be read.
+
+    A line that begins with a brace says what the calls in the lines after it have in common.
+    """
+    calls, common = list[Spec](), dict[str, Any]()
+    try:
+        for line in text.split("\n") if text else ():
+            if line[0] == "{":
+                common = codec.from_json(line)
+            else:
+                args, _, kwargs = line.partition("\t")
+                calls.append(cast("Spec", {**common, "args": args, "kwargs": kwargs or "{}"}))
+    except (ValueError, TypeError, AttributeError, IndexError, RecursionError) as exc:  # anybody may have written them
+        raise DecodeError("the calls of a group can't be read") from exc
+    return calls
+
+
 def end_of(flow_id: str, row: FlowRow) -> FlowEnd:
     """Return how a flow ended."""
     step, task, ended, reason, kind, text = [*row.get("end", ()), *[""] * 6][:6]
@@ -206,7 +229,6 @@ def made(
             enqueued_at=now,
             expires_at=expires_at,
             headers=dict(cast("Mapping[str, Any]", spec.get("headers") or {})),
-            keeps_call=place.member is not None,
             flow=place.dumps(),
         )
     except (KeyError, TypeError, ValueError) as exc:

@@ -14,7 +14,20 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from taskbridge import codec
 from taskbridge.durations import seconds, timestamp
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, MessageTooLarge, UnsupportedError
-from taskbridge.flows.plan import PAGE, FlowRow, Group, Plan, Spec, calls_key, end_of, is_group, made, plan_text
+from taskbridge.flows.plan import (
+    PAGE,
+    FlowRow,
+    Group,
+    Plan,
+    Spec,
+    call_line,
+    calls_key,
+    calls_of,
+    end_of,
+    is_group,
+    made,
+    plan_text,
+)
 from taskbridge.flows.reading import Reading
 from taskbridge.hooks import Event, HookName
 from taskbridge.logs import logger
@@ -99,9 +112,9 @@ class Publishing(Reading):
         self, id: str, pages: str, number: int, stage: Stage, look: Look, *, wants: bool
     ) -> tuple[str, int, str]:
         """Return a group as JSON, its number of members, and the first one's task; a large one's calls are stored."""
-        first, total, name, waiting = "[]", 0, "", list[tuple[str, str, float | None]]()
+        first, total, name, waiting = "", 0, "", list[tuple[str, str, float | None]]()
         for page in _pages(stage.members or ()):
-            text = f"[{','.join(self._spec(each) for each in page)}]"
+            text = self._page(page)
             name = name or page[0].declaration.name
             if not total:
                 first = text
@@ -119,7 +132,7 @@ class Publishing(Reading):
         if waiting:
             self._stored(partial(self._backend.create, waiting), look)
         head = {"total": total, "at_once": stage.at_once, "on_error": stage.on_error, "wants": wants}
-        return f'{codec.to_json(head)[:-1]},"calls":{"null" if total > PAGE else first}}}', total, name
+        return codec.to_json({**head, "calls": None if total > PAGE else first}), total, name
 
     def _stored(self, act: Callable[..., object], look: Look) -> None:
         """Do what stores calls; if the store is away, again, for who waits for it."""
@@ -133,16 +146,31 @@ class Publishing(Reading):
 
     def _spec(self, call: Call[Any], *, takes: bool = False) -> str:
         """Return a call as JSON; raise if it can't be a step here."""
-        bridge, name, most = self._bridge, call.declaration.name, self._bridge.settings.max_message_bytes
+        args, kwargs, _ = call.encoded()
+        _check_size(call, args, kwargs, self._bridge.settings.max_message_bytes)
+        return f'{self._common(call, takes=takes)[:-1]},"args":{codec.to_json(args)},"kwargs":{codec.to_json(kwargs)}}}'
+
+    def _page(self, calls: Iterable[Call[Any]]) -> str:
+        """Return calls as a text that `calls_of` reads; raise if one can't be a step here."""
+        lines, most, last = list[str](), self._bridge.settings.max_message_bytes, None
+        for call in calls:
+            if last is None or call.declaration is not last.declaration or call.options is not last.options:
+                lines.append(self._common(call))
+                last = call
+            args, kwargs, _ = call.encoded()
+            _check_size(call, args, kwargs, most)
+            lines.append(call_line(args, kwargs))
+        return "\n".join(lines)
+
+    def _common(self, call: Call[Any], *, takes: bool = False) -> str:
+        """Return a call without its arguments as JSON; raise if it can't be a step here."""
+        bridge, name = self._bridge, call.declaration.name
         if not call.declaration.results:
             problem = f"task {name!r} is declared with results=False, and a flow needs its records; leave that out"
             raise UnsupportedError("W1", bridge.settings.url.target, problem)
         if call.options.queue is not None:
             check_known(call.options.queue, bridge.queues())
-        text = _spec_of(call, self._sender.way(call.declaration).queue, takes=takes)
-        if len(text) > most and (size := sum(map(len, call.encoded()[:2]))) > most:
-            raise MessageTooLarge(name, size, most)
-        return text
+        return _common_of(call, self._sender.way(call.declaration).queue, takes=takes)
 
     # Messages
 
@@ -162,8 +190,8 @@ class Publishing(Reading):
         return self._message(spec, Place(id, key, row.get("life", 0)), codec.dumps(end_of(id, row), "end"))
 
     def _message(self, spec: Spec, place: Place, given: str | None) -> Message:
-        bridge, now = self._bridge, self._bridge.now()
-        declared = bridge.declaration_of(spec["task"])
+        bridge = self._bridge
+        now, declared = bridge.now(), bridge.declaration_of(spec["task"])
         way = None if declared is None else self._sender.way(declared)
         queue = spec.get("queue") or (spec["home"] if way is None else way.queue)
         priority = spec.get("priority") or ("normal" if way is None else way.priority)
@@ -204,15 +232,17 @@ class Publishing(Reading):
         entries: Sequence[Entry] = (),
     ) -> int:
         """Publish messages, each with its record, if there is none; return how many. The writes go with the first."""
-        bridge = self._bridge
+        bridge, of_hooks = self._bridge, self._bridge.hooks.of
+        goes_along = bridge.settings.goes_along
         with sending(bridge.observers, messages) if bridge.observers else nullcontext():
             commits, kept = list[Commit](), list[Held]()
             for message in messages:
-                self._tell("before_send", message, delay_s)
+                if of_hooks["before_send"]:
+                    self._tell("before_send", message, delay_s)
                 key, text, kept_s = self._records.created(message, delay_s, message.enqueued_at)
                 its, commands = [Write(key, ABSENT, text, kept_s)], list[Any]()
                 own: list[Entry] = []
-                if bridge.settings.goes_along:
+                if goes_along:
                     commands = [*cast("RedisBroker", bridge.broker).commands(message, delay_s)]
                 else:
                     kept.append(held(message, delay_s))
@@ -224,7 +254,7 @@ class Publishing(Reading):
             new = [message for message, is_done in zip(messages, done, strict=True) if is_done]
             self._records.list_sent([(each, delay_s) for each in new])
             self._relayed([each for each, is_done in zip(kept, done, strict=False) if is_done])
-        for message in new:
+        for message in new if of_hooks["after_send"] else ():
             self._tell("after_send", message, delay_s)
         if new and bridge.settings.url.engine == "inline":
             bridge.work_is_there()
@@ -240,18 +270,18 @@ class Publishing(Reading):
 
     def _tell(self, name: HookName, message: Message, delay_s: float) -> None:
         hooks, declared = self._bridge.hooks, self._bridge.declaration_of(message.task)
-        if hooks.of[name]:
-            arguments_of = None if declared is None else lambda: declared.arguments_of(message)
-            hooks.call(Event(name=name, message=message, delay_s=delay_s, arguments_of=arguments_of))
+        arguments_of = None if declared is None else lambda: declared.arguments_of(message)
+        hooks.call(Event(name=name, message=message, delay_s=delay_s, arguments_of=arguments_of))
 
     # Groups
 
-    def _member(self, id: str, row: FlowRow, group: Group, index: int) -> Place:
-        """Return the place of a member of the group at which a flow is."""
+    def _members(self, id: str, row: FlowRow, group: Group, indexes: Iterable[int]) -> Iterator[Place]:
+        """Yield the places of members of the group at which a flow is."""
         flags = ("r" if group["wants"] else "") + ("b" if group["on_error"] == "fail" else "")
         flags += "a" if group["at_once"] else ""
-        key, above = f"{row['stage']}/{index}", tuple(row.get("above", ()))
-        return Place(id, key, row.get("life", 0), group["total"], flags, above)
+        stage, life, total, above = row["stage"], row.get("life", 0), group["total"], tuple(row.get("above", ()))
+        for index in indexes:
+            yield Place(id, f"{stage}/{index}", life, total, flags, above)
 
     def _give_members(self, id: str, row: FlowRow, plan: Plan, upto: int, sent: int) -> None:
         """Publish members of the group at which a flow is, from the first one that may not be published yet."""
@@ -266,9 +296,8 @@ class Publishing(Reading):
                     continue
                 raise DecodeError(f"the calls of group {stage} of flow {id} are gone")
             delay_s = max(0.0, ready_at - self._bridge.now()) if ready_at else 0.0
-            messages = [
-                self._message(spec, self._member(id, row, group, index), None) for index, spec in enumerate(specs, sent)
-            ]
+            places = self._members(id, row, group, range(sent, sent + len(specs)))
+            messages = [self._message(spec, place, None) for spec, place in zip(specs, places, strict=True)]
             self._give(messages, delay_s, self._deadline())
             before, sent = sent, sent + len(specs)
             self._backend.note_sent(group_key(id, stage), sent, timeout_s=self._timeout_s)
@@ -290,12 +319,12 @@ class Publishing(Reading):
     def _calls(self, id: str, row: FlowRow, group: Group, first: int, end: int) -> list[Spec]:
         """Return some calls of the group at which a flow is, as they were stored; none if they are gone."""
         if group["calls"] is not None:
-            return group["calls"][first:end]
+            return calls_of(group["calls"])[first:end]
         pages, calls = range(first // PAGE, (end - 1) // PAGE + 1), list[Spec]()
         for text in self._get(*(calls_key(id, row.get("pages", ""), row["stage"], page) for page in pages)):
             if text is None:
                 break
-            calls += codec.from_json(text)
+            calls += calls_of(text)
         start = first - pages[0] * PAGE
         return calls[start : start + end - first]
 
@@ -323,10 +352,15 @@ class Publishing(Reading):
         return are_there
 
 
-def _spec_of(call: Call[Any], home: str, *, takes: bool = False) -> str:
-    """Return a call as JSON: a `Spec`."""
-    args, kwargs, _ = call.encoded()
-    options, text = call.options, ""
+def _check_size(call: Call[Any], args: str, kwargs: str, most: int) -> None:
+    size = len(args) + len(kwargs)
+    if size > most:
+        raise MessageTooLarge(call.declaration.name, size, most)
+
+
+def _common_of(call: Call[Any], home: str, *, takes: bool) -> str:
+    """Return a call without its arguments as JSON: a `Spec`."""
+    options, plain = call.options, {"task": call.declaration.name, "home": home}
     more: dict[str, Any] = {"queue": options.queue, "priority": options.priority, "takes": takes or None}
     more |= {"headers": dict(options.headers) or None}
     if options.expires is not None:
@@ -334,11 +368,7 @@ def _spec_of(call: Call[Any], home: str, *, takes: bool = False) -> str:
         its: Any = options.expires
         value = timestamp(its, name="expires") if at else seconds(its, name="expires")
         more["expires_at" if at else "expires_s"] = value
-    given = {name: value for name, value in more.items() if value is not None}
-    if given:
-        text = f",{codec.to_json(given)[1:-1]}"
-    head = f'{{"task":{codec.to_json(call.declaration.name)},"home":{codec.to_json(home)}'
-    return f'{head},"args":{codec.to_json(args)},"kwargs":{codec.to_json(kwargs)}{text}}}'
+    return codec.to_json(plain | {name: value for name, value in more.items() if value is not None})
 
 
 def _pages(calls: Iterable[Call[Any]]) -> Iterator[list[Call[Any]]]:

@@ -9,7 +9,19 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Final, cast
 
-from taskbridge.flows.plan import PAGE, FlowRow, Group, Plan, Spec, packed, plan_key, row_key, step_id, unpacked
+from taskbridge.flows.plan import (
+    PAGE,
+    FlowRow,
+    Group,
+    Plan,
+    Spec,
+    calls_of,
+    packed,
+    plan_key,
+    row_key,
+    step_id,
+    unpacked,
+)
 from taskbridge.flows.publishing import SENDING_S, Look, Publishing
 from taskbridge.flows.states import FINAL, FlowStatus
 from taskbridge.message import Message
@@ -252,9 +264,9 @@ class Reopening(Publishing):
             message = self._step(id, row, plan, int(stage), row.get("given"))
         else:
             group = cast("Group", plan["stages"][int(stage)])
-            place = self._member(id, row, group, int(index))
+            [place] = self._members(id, row, group, [int(index)])
             if group["calls"] is not None:
-                message = self._message(group["calls"][int(index)], place, None)
+                message = self._message(calls_of(group["calls"])[int(index)], place, None)
             elif old is not None and (sent := status_of("", old).sent) is not None:
                 args, kwargs, headers = sent
                 home = {"task": old["task"], "home": old["queue"], "queue": old["queue"], "headers": dict(headers)}

@@ -86,7 +86,7 @@ class Flows(Reopening):
 
     def __init__(self, bridge: Bridge, sender: Sending) -> None:
         super().__init__(bridge, sender)
-        self._seen: dict[str, Sequence[str | None]] = {}  # the texts of flows whose steps were published here
+        self._seen: dict[str, tuple[FlowRow, Plan]] = {}  # flows whose steps were published here, as they were then
         if (store := bridge.store) is not None:
             store.records.step_ended = self.step_ended
 
@@ -126,7 +126,8 @@ class Flows(Reopening):
             row["delay_s"] = delay_s
         if flow.id is not None:
             row["digest"] = _digest(flow)
-        return self._created(id, row, text, [], look) or self._is_same(self._known(id), flow, id)
+        is_new = self._created(id, row, text, [], look, is_fresh=flow.id is None)
+        return is_new or self._is_same(self._known(id), flow, id)
 
     def _is_same(self, found: FlowRow, flow: Flow[Any], id: str) -> bool:
         """Return that a flow of this id is not new; raise `IdempotencyConflict` if it is another one."""
@@ -134,13 +135,19 @@ class Flows(Reopening):
             raise IdempotencyConflict(id=id, task=found["name"], kind="flow")
         return False
 
-    def _created(self, id: str, row: FlowRow, text: str, more: Sequence[Write], look: Look) -> bool:
-        """Store a flow with its first step, and publish that; False if there is a flow of this id."""
+    def _created(
+        self, id: str, row: FlowRow, text: str, more: Sequence[Write], look: Look, *, is_fresh: bool = False
+    ) -> bool:
+        """Store a flow with its first step, and publish that; False if there is a flow of this id.
+
+        `is_fresh` is that nobody can have published a step of a flow of this id before.
+        """
         look.deadline, is_group = self._deadline(), bool(row.get("sending"))
         writes = [*more, Write(row_key(id), ABSENT, packed(row, 1)), Write(plan_key(id), ABSENT, text)]
         first = None if is_group else self._step(id, row, plan_of(text), 0, None)
         entries = [look.entry(id, "sent.0", row, SENDING_S)] if is_group else []
-        if not self._committed(writes, first, entries, look.deadline, delay_s=row.get("delay_s", 0.0)):
+        delay_s = row.get("delay_s", 0.0)
+        if not self._committed(writes, first, entries, look.deadline, delay_s=delay_s, is_first=is_fresh):
             return False
         self._backend.list_soon([Listed(f"flow:{id}", "flow:running", row["created_at"], "flow:running")])
         try:
@@ -250,14 +257,17 @@ class Flows(Reopening):
         place = place_of(record.get("flow", ""))
         if place.member is not None or place.is_callback or record["state"] != "done":
             return False
-        texts = self._seen.pop(place.flow, None) or self._get(row_key(place.flow), plan_key(place.flow))
-        row, look = unpacked(texts[0]), Look(self._deadline(), resumes=True)
-        if row is None or (row["state"], row["stage"], row.get("life", 0)) != ("running", place.stage, place.life):
-            return False
+        row, plan = self._seen.pop(place.flow, (None, None))
+        if row is None or plan is None or not _is_at(row, place):  # others have gone on with it
+            texts = self._get(row_key(place.flow), plan_key(place.flow))
+            row = unpacked(texts[0])
+            if row is None or not _is_at(row, place):
+                return False
+            plan = plan_of(texts[1])
         if row.get("reopened") or row.get("above"):
             return False
-        given, lost = record.get("result") or "null", record.get("reason", "")
-        is_done = self._next(place.flow, row, plan_of(texts[1]), given, look, lost=lost, also=[write])
+        look, lost = Look(self._deadline(), resumes=True), record.get("reason", "")
+        is_done = self._next(place.flow, row, plan, record.get("result") or "null", look, lost=lost, also=[write])
         if is_done and look.entries:
             self._records.flows_due.extend(look.entries)
         return is_done
@@ -320,11 +330,13 @@ class Flows(Reopening):
         else:
             message = self._step(id, new, plan, number, given)
         write = self._write(id, row, new)
-        is_done = self._committed([*also, write], message, entries, look.deadline, is_first=bool(also))
-        if is_done and message is not None and len(write.text or "") + len(plan["text"]) < _LONG:
-            self._seen[id] = write.text, plan["text"]
-            if len(self._seen) > _MOST_SEEN:
+        if message is not None and len(write.text or "") + len(plan["text"]) < _LONG:  # before another thread ends it
+            if len(self._seen) >= _MOST_SEEN:
                 self._seen = {}
+            self._seen[id] = {**new, "version": row.get("version", 0) + 1}, plan
+        is_done = self._committed([*also, write], message, entries, look.deadline, is_first=bool(also))
+        if not is_done:
+            self._seen.pop(id, None)
         return is_done
 
     def _ended(
@@ -486,6 +498,11 @@ class Flows(Reopening):
         args = f"[{given}]" if args == "[]" else f"[{given},{args[1:]}"
         flow = place._replace(flags=place.flags.replace("g", "")).dumps()
         return replace(message, args_json=args, plain=None, flow=flow)
+
+
+def _is_at(row: FlowRow, place: Place) -> bool:
+    """Return whether a flow runs, and is at a step."""
+    return (row["state"], row["stage"], row.get("life", 0)) == ("running", place.stage, place.life)
 
 
 def _bad_of(record: Status) -> list[str]:

@@ -227,7 +227,7 @@ def status_of(message_id: str, row: Row) -> Status:
         interrupt_asked=row.get("interrupt", False),
         progress=_progress(row.get("progress")),
         sent=_sent(row.get("sent")),
-        flow=row.get("flow", "").partition("\t")[0],
+        flow=row.get("flow", "").split(" ", 4)[-1].partition("\t")[0],  # see `stores.steps.Place`
         became=row.get("became", ""),
     )
 

@@ -59,12 +59,15 @@ class Place(NamedTuple):
 
     def dumps(self) -> str:
         """Return the text that `place_of` reads."""
-        return "\t".join(map(str, (*self[:5], *self.above)))
+        flow, key, life, total, flags, above = self
+        text = f"{key} {life} {total} {flags} {flow}"  # each tab would take four bytes of a message
+        return "\t".join([text, *map(str, above)]) if above else text
 
 
 def place_of(text: str) -> Place:
     """Return the place that a message's `flow` names."""
-    flow, key, life, total, flags, *above = text.split("\t")
+    key, life, total, flags, flows = text.split(" ", 4)
+    flow, *above = flows.split("\t")
     return Place(flow, key, int(life), int(total), flags, tuple(above))
 
 
@@ -115,9 +118,9 @@ def count(backend: Backend, write: Write, row: Row, due: deque[str], *, timeout_
     What is to follow is decided by whoever finds the entry's id in `due`; or after 2 s by any worker.
     """
     place, ended = place_of(row.get("flow", "")), cast("Counted", row["state"])
-    what = place.key if place.member is None else str(place.stage)
+    what, is_member, index = place.key.partition("/")
     entry = Entry(entry_id(place.flow, what, place.life), LOOK, LOOKED_AFTER_S)
-    if place.member is None:
+    if not is_member:
         is_done = backend.commit([Commit([write], [entry])], timeout_s=timeout_s)[0]
         if is_done:
             due.append(entry.id)
@@ -128,7 +131,7 @@ def count(backend: Backend, write: Write, row: Row, due: deque[str], *, timeout_
     posts: Literal["last", "bad", "always"] = (
         "always" if "a" in place.flags else "bad" if "b" in place.flags else "last"
     )
-    tally = Tally(group_key(place.flow, place.stage), place.total, place.member, ended, text, entry, posts)
+    tally = Tally(group_key(place.flow, int(what)), place.total, int(index), ended, text, entry, posts)
     is_posted = backend.tally(write, tally, timeout_s=timeout_s)
     if is_posted:
         due.append(entry.id)

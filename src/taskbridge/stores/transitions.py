@@ -57,13 +57,18 @@ def new(message: Message, delay_s: float = 0.0) -> Row:
         row["unique"] = message.unique
     if message.digest:
         row["digest"] = message.digest
-    if message.keeps_call:
+    if message.keeps_call or (message.flow and is_member(message.flow)):  # it may have to be published again
         row["sent"] = message.args_json, message.kwargs_json, message.headers
     if message.flow:
         row["flow"] = message.flow
     if delay_s > 0:
         row["state"], row["due_at"] = "scheduled", message.enqueued_at + delay_s
     return row
+
+
+def is_member(flow: str) -> bool:
+    """Return whether a place in a flow (`stores.steps.Place`) is that of a group's member."""
+    return "/" in flow.partition(" ")[0]
 
 
 def started(old: Row | None, message: Message, run: Run, *, writer: str) -> Row | None:
@@ -244,9 +249,7 @@ def kept_s(row: Row, *, result_ttl_s: float | None, now: float, unended_s: float
     if result_ttl_s is None or row["state"] in FINAL:
         if result_ttl_s is None or "flow" not in row:
             return result_ttl_s
-        is_read = "/" not in row["flow"].split("\t")[1] or codec.TYPED in (
-            row.get("result") or ""
-        )  # as its flow goes on
+        is_read = not is_member(row["flow"]) or codec.TYPED in (row.get("result") or "")  # as its flow goes on
         return max(result_ttl_s, STEP_KEPT_S) if is_read else result_ttl_s
     return max(0.0, (row.get("due_at") or now) - now) + max(result_ttl_s, unended_s)
 

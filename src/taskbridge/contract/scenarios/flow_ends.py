@@ -40,7 +40,7 @@ from taskbridge.contract.registry import (
     with_records,
 )
 from taskbridge.contract.scenarios.crashes import end_dying, start_dying
-from taskbridge.contract.tasks import QUEUES
+from taskbridge.contract.tasks import QUEUES, Variant
 
 _TAKEN_UP_S: Final = 10.0
 """How much longer than the lease it takes at most until another worker goes on with what a killed one had in hand."""
@@ -206,6 +206,30 @@ def a_kill_beside_the_count_holds_up_no_flow(h: Harness) -> None:
             ended = max(end.at for mark in marks if f"{name} a" in mark for end in ends_of(h, mark))
             took_s = begun(h, marks[marks.index(f"{name} b")]).at - ended
             h.in_time(f"the start of {name} b", took_s, h.spec.lease_s + _TAKEN_UP_S + h.target.latest_s(0.0))
+
+
+@scenario("W5", on=(STORED,), where=with_processes)
+def a_chain_goes_on_in_the_act_that_ends_a_step(h: Harness) -> None:
+    """The act that records the end of a step publishes the next one; a worker that counted the step alone would die."""
+    variant = Variant(dies=deaths.named(deaths.BY_ITSELF, h.target))
+    workers = [h.start_worker(threads=2, variant=variant) for _ in range(2)]  # each goes on with what the other began
+    names, steps = ("one", "two", "three"), "abcdefgh"
+    flows = [Followed(h, chain(name, *(single(f"{name} {step}") for step in steps))) for name in names]
+
+    def has_died() -> bool:
+        return any(worker.wait(0) is not None for worker in workers)
+
+    def is_over() -> bool:
+        return has_died() or all(each.handle.status().is_final for each in flows)
+
+    h.until(is_over, "the end of the chains, or of a worker")
+    h.check(not has_died(), "the end of a step should be recorded together with what follows it")
+    for name, followed in zip(names, flows, strict=True):
+        begun(h, f"{name} end")
+        h.equal(f"the result of {name}", result_of(h, followed.handle), f"{name} {steps[-1]}")
+        starts = {len(starts_of(h, f"{name} {step}")) for step in steps}
+        h.equal(f"how often the steps of {name} have started", starts, {1})
+    h.idle()
 
 
 @scenario("W8", on=(STORED,), where=with_records)
