@@ -24,7 +24,7 @@ from taskbridge.exceptions import BrokerUnavailable, DecodeError, NewerFormError
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message
 from taskbridge.stores.backend import Outbox
-from taskbridge.stores.entries import OF_FLOWS, Held, loads_held
+from taskbridge.stores.entries import KEPT, OF_FLOWS, Held, loads_held
 from taskbridge.transactions import OUTBOX
 
 if TYPE_CHECKING:
@@ -218,23 +218,41 @@ class Relay(Background):
         application = self._application
         if application is None or (monotonic() < self._next_look and not self._is_in_use()):
             return 0
-        read: Mapping[str, Held | None] = {}
+        found = list[tuple[str, str]]()
         try:
             found = application.due_entries(most=_TOGETHER, lease_s=_LEASE_S, timeout_s=self._timeout_s)
-            read = {key: self._read(application, key, text, is_store=False) for key, text in found}
+            flows = {key: text for key, text in found if text.startswith(KEPT)}
+            read = {
+                key: None if key in flows else self._read(application, key, text, is_store=False) for key, text in found
+            }
             known = [(key, each) for key, each in read.items() if each is not None]
             for is_claimed in (False, True):
                 part = [(key, each) for key, each in known if each.message.is_claimed is is_claimed]
                 self._publish(application, part, partial(self._send, timeout_s=self._timeout_s))
+            for key, text in flows.items():
+                if self._is_begun(application, key, text):
+                    del read[key]
             self._hand_on(application, read)
         finally:
-            self._is_busy = bool(read)
-            if read:
+            self._is_busy = bool(found)
+            if found:
                 self._in_use_until = monotonic() + _IN_USE_S
             if not self._is_in_use():
                 self._next_look = monotonic() + _SELDOM_S
                 application.leave()
-        return len(read)
+        return len(found)
+
+    def _is_begun(self, application: ApplicationOutbox, key: str, text: str) -> bool:
+        """Send the flow that an entry holds, and remove the entry; False if it is left to other workers."""
+        try:
+            if not self._host.flows.begin_kept(text):
+                return False
+        except BrokerUnavailable:
+            raise
+        except Exception as exc:
+            self._bury(text.partition("\n")[2], exc)
+        self._remove(application, [key])
+        return True
 
     def _hand_on(self, outbox: Outbox, read: Mapping[str, Held | None]) -> None:
         """Leave to other workers what can't be published here, unless there may be more behind it."""

@@ -280,22 +280,21 @@ class Sending:
             raise ValueError(f"a delay is at most 8 years, not {when!r}")
         return wait_s
 
-    def holds(self, act: Callable[[], object]) -> bool:
+    def holds(self, act: Callable[[], object], kept: Callable[[], str]) -> bool:
         """Have something done when the open transactions are committed for which sends wait; False if none is open.
 
-        Raises `UnsupportedError` if sends are to go into the outbox of an application that has one open.
+        Where sends go into the application's outbox, put there what `kept` returns, as the text of an entry.
         """
         names, sends = self.bridge.settings.commit, self.bridge.transactions
         if names is None or sends is None:
             return False
         from taskbridge.transactions import OUTBOX  # here, as in `_holding`
 
-        is_for_outbox = names == OUTBOX
-        databases = [*sends.open_on(("default",) if is_for_outbox else names)]
-        if databases and is_for_outbox:
-            problem = "a flow is no part of an application's outbox: send it when the transaction is committed"
-            target = self.bridge.settings.url.target
-            raise UnsupportedError("OB1", target, f"{problem} (transaction.on_commit(flow.send))")
+        if names == OUTBOX:
+            runs_here = self.bridge.settings.url.engine == "inline"
+            sends.put([kept()], self.bridge.work_is_there if runs_here else None)
+            return True
+        databases = [*sends.open_on(names)]
         left = len(databases)
 
         def committed(_: object) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 
 import django
 
-_USAGE: Final = "sender MODE KILLS TWICE FIRST | sender left | sender pace MODE COUNT RATE"
+_USAGE: Final = "sender MODE KILLS TWICE FIRST | sender left | sender flow | sender pace MODE COUNT RATE"
 
 
 def main(words: list[str]) -> None:
@@ -21,6 +21,8 @@ def main(words: list[str]) -> None:
             from taskbridge.django.models import OutboxEntry
 
             print(OutboxEntry.objects.count())
+        case ["flow"]:
+            _send_flow_and_die()
         case ["pace", mode, count, rate]:
             _send_at_pace(mode, int(count), float(rate))
         case [mode, kills, twice, first]:
@@ -46,6 +48,22 @@ def _send_and_die(mode: str, number: int, *, is_doubled: bool) -> None:
             if is_doubled:  # as if a relay was killed between publishing a row and removing it
                 last = OutboxEntry.objects.latest("id")
                 OutboxEntry.objects.create(namespace=last.namespace, text=last.text)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL, f"the sender ended with {status}"
+
+
+def _send_flow_and_die() -> None:
+    """Have a child send a flow in a transaction, three tasks and one after them, and be killed as that is committed."""
+    child = os.fork()
+    if not child:
+        from django.db import transaction
+
+        from taskbridge import default_bridge, group
+        from tests.django.site.post.tasks import note
+
+        with default_bridge().temporarily(commit="outbox"), transaction.atomic():
+            transaction.on_commit(lambda: os.kill(os.getpid(), signal.SIGKILL))
+            group(note.call(number) for number in range(1000, 1003)).then_call(note.call(1003)).send()
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL, f"the sender ended with {status}"
 

@@ -15,13 +15,14 @@ from django.core.management import call_command
 from django.db import OperationalError, connection, connections, transaction
 from django.db.transaction import atomic
 
-from taskbridge import Bridge, BrokerUnavailable, NoSuchRecord, Unique, UnsupportedError, default_bridge
+from taskbridge import Bridge, BrokerUnavailable, NoSuchRecord, Unique, UnsupportedError, default_bridge, group
 from taskbridge.django.models import OutboxEntry
 from taskbridge.django.outbox import DjangoOutbox
-from taskbridge.stores.entries import loads_held
+from taskbridge.exceptions import NewerFormError
+from taskbridge.stores.entries import KEPT, KEPT_END, loads_held
 from taskbridge.testing import capture_sent
 from tests.django.kills import count, project_on
-from tests.django.site.shop.tasks import add
+from tests.django.site.shop.tasks import add, total
 from tests.private_postgresql import PrivatePostgreSQL
 
 
@@ -179,6 +180,70 @@ def test_an_odd_row_is_dead_and_the_one_behind_it_is_published(bridge: Bridge) -
     assert held() == [1]  # it is left to workers that know it
 
 
+def test_a_flow_is_a_row_in_the_senders_transaction(bridge: Bridge) -> None:
+    with suppress(Undo), atomic():
+        group(add.call(number, 0) for number in range(3)).then(total).send()
+        raise Undo
+    with atomic():
+        handle = group(add.call(number, 1) for number in range(250)).then(total).send()
+        small = add.call(1, 2).then(add, 3).send()
+        assert OutboxEntry.objects.count() == 2
+    with pytest.raises(NoSuchRecord):
+        handle.status()
+
+    bridge.run_until_idle()
+    assert (handle.result(), small.result()) == (sum(range(250)) + 250, 6)
+    assert OutboxEntry.objects.count() == 0
+
+
+def test_a_flow_that_is_relayed_twice_is_begun_once(bridge: Bridge) -> None:
+    handle = group(add.call(number, 1) for number in range(150)).then(total).send()
+    [row] = OutboxEntry.objects.all()
+    bridge.run_until_idle()
+    OutboxEntry.objects.create(namespace="outbox", text=row.text)
+    bridge.relay.step()
+    assert bridge.run_until_idle() == 0
+    assert handle.result() == sum(range(150)) + 150
+    assert OutboxEntry.objects.count() == 0
+
+
+def test_another_flow_of_the_same_id_is_left_out(bridge: Bridge, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "taskbridge")
+    for right in (2, 3):
+        flow = add.call(1, right).then(add, 0).using(id="flow in outbox")
+        handle = flow.send()
+    bridge.run_until_idle()
+    assert handle.result() == 3
+    assert "flow flow in outbox was left out" in caplog.text
+
+
+def test_the_delay_of_a_flow_counts_from_the_call(bridge: Bridge) -> None:
+    began = bridge.now()
+    handle = add.call(1, 2).then(add, 3).schedule(100)
+    bridge.run_until_idle()
+    ended_at = handle.status().ended_at
+    assert ended_at is not None
+    assert 100 <= ended_at.timestamp() - began < 110
+
+
+def test_a_flow_that_no_worker_here_knows_is_left_to_others(bridge: Bridge) -> None:
+    bridge.named("unknown task").call(1).then(add, 0).send()
+    bridge.run_until_idle()
+    [row] = OutboxEntry.objects.all()
+    with pytest.raises(NewerFormError):  # which is what has an earlier release leave it alone
+        loads_held(row.text)
+
+
+@pytest.mark.parametrize("broken", ["", "[]", "null", '["x",null,null,[]]', '["x","1\\n{}","1\\n{}",[[0,0,"y"]]]'])
+def test_a_flow_that_cant_be_read_is_dead(bridge: Bridge, broken: str) -> None:
+    OutboxEntry.objects.create(namespace="outbox", text=KEPT + broken + KEPT_END)
+    handle = add.send(2, 2)
+    bridge.run_until_idle()
+    assert handle.result() == 4
+    assert OutboxEntry.objects.count() == 0
+    assert [letter.reason for letter in bridge.dead_letters()] == ["undecodable"]
+
+
 def test_captured_sends_are_in_no_outbox(bridge: Bridge) -> None:
     with capture_sent() as sent:
         add.send(1, 2)
@@ -255,10 +320,11 @@ def test_killed_senders_lose_nothing_and_nothing_is_run_twice(
     with project_on(tmp_path, url_of(pair), databases[database], redis_server.url) as site:
         site.worker("--processes", "1", "--threads", "2")
         site.send("outbox", kills=10, twice=5)
-        site.until(lambda: len(count(site.notes)) == 10, "the runs of what was sent")
+        site.send("flow")
+        site.until(lambda: len(count(site.notes)) == 14, "the runs of what was sent")
         site.until(site.is_idle, "nothing to be left")
         site.close()  # which lets all end that runs
-        assert count(site.notes) == dict.fromkeys(range(10), 1)
+        assert count(site.notes) == dict.fromkeys([*range(10), *range(1000, 1004)], 1)
 
 
 def test_a_worker_relays_again_after_the_database_was_away(

@@ -64,6 +64,7 @@ class Look:
     resumes: bool = False
     waits: bool = False  # for the store, while the worker runs: the calls of a generator can't be read again
     entries: set[str] = field(default_factory=set[str])
+    kept: list[tuple[int, int, str]] | None = None  # the calls of large groups, if they are not to be stored yet
 
     def entry(self, id: str, what: str, row: FlowRow, in_s: float) -> Entry:
         """Return an entry that has the flow looked after, if whoever looks after it now is killed."""
@@ -112,27 +113,35 @@ class Publishing(Reading):
         self, id: str, pages: str, number: int, stage: Stage, look: Look, *, wants: bool
     ) -> tuple[str, int, str]:
         """Return a group as JSON, its number of members, and the first one's task; a large one's calls are stored."""
-        first, total, name, waiting = "", 0, "", list[tuple[str, str, float | None]]()
+        first, total, name, waiting = "", 0, "", list[tuple[int, int, str]]()
         for page in _pages(stage.members or ()):
             text = self._page(page)
             name = name or page[0].declaration.name
             if not total:
                 first = text
             elif total == PAGE:  # there is more than one
-                mine = Entry(entry_id(id, f"planned/{pages}", 0), LOOK, _PLANNED_S)
-                look.entries.add(mine.id)
-                self._stored(partial(self._backend.commit, [Commit((), [mine])]), look)
-                waiting.append((calls_key(id, pages, number, 0), first, None))
+                waiting.append((number, 0, first))
             if total:
-                waiting.append((calls_key(id, pages, number, total // PAGE), text, None))
+                waiting.append((number, total // PAGE, text))
             total += len(page)
             if len(waiting) >= _PAGES:
-                self._stored(partial(self._backend.create, waiting), look)
+                self._keep(id, pages, waiting, look)
                 waiting = []
-        if waiting:
-            self._stored(partial(self._backend.create, waiting), look)
+        self._keep(id, pages, waiting, look)
         head = {"total": total, "at_once": stage.at_once, "on_error": stage.on_error, "wants": wants}
         return codec.to_json({**head, "calls": None if total > PAGE else first}), total, name
+
+    def _keep(self, id: str, pages: str, calls: Sequence[tuple[int, int, str]], look: Look) -> None:
+        """Store pages of calls, each with its stage and number; they are removed if their flow is not stored soon."""
+        if look.kept is not None:
+            look.kept += calls
+        elif calls:
+            mine = Entry(entry_id(id, f"planned/{pages}", 0), LOOK, _PLANNED_S)
+            if mine.id not in look.entries:
+                look.entries.add(mine.id)
+                self._stored(partial(self._backend.commit, [Commit((), [mine])]), look)
+            texts = [(calls_key(id, pages, stage, page), text, None) for stage, page, text in calls]
+            self._stored(partial(self._backend.create, texts), look)
 
     def _stored(self, act: Callable[..., object], look: Look) -> None:
         """Do what stores calls; if the store is away, again, for who waits for it."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -46,12 +47,12 @@ from taskbridge.flows.publishing import SENDING_S, Look
 from taskbridge.flows.reopening import Reopening
 from taskbridge.flows.states import FINAL, FlowState, FlowStatus
 from taskbridge.logs import logger
-from taskbridge.message import Message, new_id
+from taskbridge.message import Message, is_id, new_id
 from taskbridge.retry import ErrorInfo
 from taskbridge.stores import records as stored
 from taskbridge.stores import states, transitions
 from taskbridge.stores.backend import ABSENT, Commit, Entry, Listed, Write, head_of
-from taskbridge.stores.entries import LOOK
+from taskbridge.stores.entries import KEPT, KEPT_END, LOOK
 from taskbridge.stores.records import Ending, key_of
 from taskbridge.stores.states import Status
 from taskbridge.stores.steps import (
@@ -99,8 +100,8 @@ class Flows(Reopening):
         if (diverted := self._sender.diverted) is not None:
             hand_over(diverted, *self._captured(flow, flow_id, delay_s), timeout_s=self._timeout_s)
             return FlowHandle(id=flow_id, bridge=self._bridge)
-        is_held = self._sender.holds(lambda: self._begin(flow, flow_id, delay_s))
-        is_new = is_held or self._begin(flow, flow_id, delay_s)
+        begin = partial(self._begin, flow, flow_id, delay_s)
+        is_new = self._sender.holds(begin, partial(self._kept, flow, flow_id, delay_s)) or begin()
         return FlowHandle(id=flow_id, is_new=is_new, bridge=self._bridge)
 
     async def asend(self, flow: Flow[R], *, when: When | None = None) -> FlowHandle[R]:
@@ -121,13 +122,52 @@ class Flows(Reopening):
         if flow.id is not None and (found := self._row(id)) is not None:
             return self._is_same(found, flow, id)
         look = Look(self._deadline(), resumes=True)
+        text, row = self._sent(flow, id, delay_s, look)
+        is_new = self._created(id, row, text, [], look, is_fresh=flow.id is None)
+        return is_new or self._is_same(self._known(id), flow, id)
+
+    def _sent(self, flow: Flow[Any], id: str, delay_s: float, look: Look) -> tuple[str, FlowRow]:
+        """Return the plan and the row of a flow that is sent."""
         text, row = self._planned(flow, id, look)
         if delay_s > 0:
             row["delay_s"] = delay_s
         if flow.id is not None:
             row["digest"] = _digest(flow)
-        is_new = self._created(id, row, text, [], look, is_fresh=flow.id is None)
-        return is_new or self._is_same(self._known(id), flow, id)
+        return text, row
+
+    def _kept(self, flow: Flow[Any], id: str, delay_s: float) -> str:
+        """Return a flow as the text of an entry of an application's outbox, from which `begin_kept` sends it."""
+        _ = self._backend  # which raises, if there is none
+        look = Look(0.0, kept=[])
+        text, row = self._sent(flow, id, delay_s, look)
+        return KEPT + codec.to_json([id, packed(row, 1), text, look.kept]) + KEPT_END
+
+    def begin_kept(self, text: str) -> bool:
+        """Send the flow that an entry of an application's outbox holds, unless it was sent before.
+
+        Return False if its first task is not known here. Raises `DecodeError` for a text that holds no flow, and
+        `BrokerUnavailable` if store or broker did not take it.
+        """
+        try:
+            flow_id, first, plan, kept = codec.from_json(text.removeprefix(KEPT).removesuffix(KEPT_END))
+            calls = [(int(stage), int(page), str(each)) for stage, page, each in kept]
+            row = unpacked(first)
+            if row is None or not is_id(flow_id) or plan_of(plan)["text"] != plan:
+                raise ValueError(flow_id)
+        except (ValueError, TypeError, AttributeError, RecursionError) as exc:
+            raise DecodeError("an entry of an outbox holds no flow that can be read") from exc
+        if any(row["totals"]) and not self._bridge.knows(row["name"]):
+            return False
+        if (found := self._row(flow_id)) is None:
+            look = Look(self._deadline(), resumes=True)
+            row["pages"] = new_id()  # of this sending: perhaps another worker is at it, too
+            self._keep(flow_id, row["pages"], calls, look)
+            if self._created(flow_id, row, plan, [], look):
+                return True
+            found = self._row(flow_id)
+        if found is not None and found.get("digest", "") != row.get("digest", ""):
+            _log.warning("flow %s was left out: there is another one of this id", flow_id)
+        return True
 
     def _is_same(self, found: FlowRow, flow: Flow[Any], id: str) -> bool:
         """Return that a flow of this id is not new; raise `IdempotencyConflict` if it is another one."""
@@ -147,6 +187,8 @@ class Flows(Reopening):
         first = None if is_group else self._step(id, row, plan_of(text), 0, None)
         entries = [look.entry(id, "sent.0", row, SENDING_S)] if is_group else []
         delay_s = row.get("delay_s", 0.0)
+        if delay_s:  # it counts from the call, and an outbox may have held the flow
+            delay_s = max(0.0, row["created_at"] + delay_s - self._bridge.now())
         if not self._committed(writes, first, entries, look.deadline, delay_s=delay_s, is_first=is_fresh):
             return False
         self._backend.list_soon([Listed(f"flow:{id}", "flow:running", row["created_at"], "flow:running")])

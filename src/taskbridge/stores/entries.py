@@ -18,6 +18,10 @@ OF_FLOWS: Final = "flow\t"
 LOOK: Final = '0 sent\n{"id":"flow","task":"flow","args":[],"kwargs":{},"form":3}'
 """The text of such an entry; an earlier release takes it for a message of a later one, which it leaves alone."""
 
+KEPT: Final = '0 sent\n{"id":"flow","task":"flow","args":[],"kwargs":{},"form":4,"flow":'
+KEPT_END: Final = "}"
+"""What the text of a flow in an application's outbox begins and ends with, so that earlier releases leave it alone."""
+
 _KINDS: Final = get_args(Kind)
 
 

@@ -391,6 +391,8 @@ def _member(raw: bytes | None) -> tuple[Counted, str | None]:
     return _WAYS.get(how, "dead"), rest if mark else None
 
 
+def _chunks(commits: Iterable[Commit]) -> Iterator[tuple[list[Commit], list[Any]]]:
+    """Yield commits that are alike, as many together as one script is given at once, and what differs in them.
 
     That is of each commit its texts, and the items of its commands.
     """
