@@ -74,13 +74,15 @@ class Reopening(Publishing):
         self.advance_due()
         return self.status(id)
 
-    def _retry(self, id: str, goes_on: Callable[[FlowRow], bool]) -> None:
+    def _retry(self, id: str, goes_on: Callable[[FlowRow], bool]) -> bool:
+        """Reopen a flow if it is one that goes on, and return whether it was reopened."""
         while (row := self._row(id)) is not None and goes_on(row):
             act = _Act()
             self._reopen(id, row, act, again=True)
             if self._done(act):
                 self.look_after(id, Look(self._deadline(), resumes=True, entries={each.id for each in act.entries}))
-                return
+                return True
+        return False
 
     def replay(self, messages: Sequence[tuple[Message, float]]) -> tuple[str, ...]:
         """Replay dead steps, each after a delay in seconds since it was sent, and return their ids (rule W10).
@@ -102,7 +104,7 @@ class Reopening(Publishing):
     def _replayed(self, message: Message, delay_s: float) -> Held | None:
         """Put a dead step that is replayed in the outbox, and have its flow wait for it; both in one act.
 
-        None if it is given again with others of its flow, and that has ended again meanwhile.
+        None if it is given again with others of its flow, and that has ended again meanwhile, or others have done so.
         """
         life = _given.get()
         while True:
@@ -110,6 +112,8 @@ class Reopening(Publishing):
             texts = self._get(key_of(message.id), row_key(place.flow))
             old, row = stored.unpacked(texts[0]), unpacked(texts[1])
             if life is not None and (row is None or (row["state"], row.get("life", 0)) != ("running", life)):
+                return None
+            if life is not None and old is not None and (flow := old.get("flow")) and place_of(flow).life == life:
                 return None
             if row is not None and not place.is_callback and place.stage == row["stage"]:
                 row = self._reopen(place.flow, row, act, again=False) if row["state"] in FINAL else row
@@ -130,7 +134,10 @@ class Reopening(Publishing):
     def _done(self, act: _Act) -> bool:
         """Do an act, and return whether all in it was as it was read."""
         commit = Commit(act.writes, act.entries, (), act.uncounts)
-        return self._backend.commit([commit], timeout_s=self._timeout_s)[0]
+        is_done = self._backend.commit([commit], timeout_s=self._timeout_s)[0]
+        for id, row in act.rows.items() if is_done else ():
+            self._bridge.cancellations.add(life_of_flow(id, row.get("life", 0) - 1))
+        return is_done
 
     def _reopen(self, id: str, row: FlowRow, act: _Act, *, again: bool) -> FlowRow:
         """Have a flow go on in another life, and return its row; `again` is whether all that ended badly runs again.
@@ -186,27 +193,53 @@ class Reopening(Publishing):
             return
         key, mine = group_key(id, stage), entry_id(id, "again", row.get("life", 0))
         [counts] = self._backend.counts_of([key], timeout_s=self._timeout_s)
-        for first in range(0, counts.sent, _BATCH):
-            count = min(_BATCH, counts.sent - first)
-            ends = self._backend.members(key, first, count, timeout_s=self._timeout_s)
+        most = min(row["totals"][stage], counts.sent + _BATCH)  # so many may be published, and not noted yet
+        for first in range(0, most, _BATCH):
+            ends = self._backend.members(key, first, min(_BATCH, most - first), timeout_s=self._timeout_s)
             left = [
-                f"{stage}/{index}"
+                index
                 for index, end in enumerate(ends, first)
                 if end is None or end[0] == "cancelled" or (again and end[0] != "done")
             ]
-            self._give_steps(id, row, plan, left, again=again)
+            unsure = [index for index in left if index >= counts.sent]
+            texts = self._get(*(key_of(step_id(id, f"{stage}/{index}")) for index in unsure)) if unsure else []
+            unsent = {index for index, text in zip(unsure, texts, strict=True) if text is None}
+            keys = [f"{stage}/{index}" for index in left if index not in unsent]
+            self._give_steps(id, row, plan, keys, again=again)
             self._backend.commit([Commit((), [Entry(mine, LOOK, SENDING_S)])], timeout_s=self._timeout_s)
         [counts] = self._backend.counts_of([key], timeout_s=self._timeout_s)
         row["bad"], row["sending"] = counts.bad, True
 
-    def _give_steps(self, id: str, row: FlowRow, plan: Plan, keys: Sequence[str], *, again: bool) -> None:
-        """Publish steps again that neither run nor are done; those that are dead are replayed, if they are to run."""
-        dead = list[str]()
+    def _give_late(self, id: str, row: FlowRow, plan: Plan) -> bool:
+        """Publish again what was cancelled with a life of the flow that is over, and return whether anything was.
+
+        It still ran as the flow was reopened, and failed after that; or whoever published it did not know of that yet.
+        """
+        stage, is_given = row["stage"], False
+        if not row.get("life"):
+            return False
+        if stage not in row["groups"]:
+            return self._give_steps(id, row, plan, [str(stage)], again=False)
+        key, total = group_key(id, stage), row["totals"][stage]
+        for first in range(0, total, _BATCH):
+            ends = self._backend.members(key, first, min(_BATCH, total - first), timeout_s=self._timeout_s)
+            late = [f"{stage}/{index}" for index, end in enumerate(ends, first) if end and end[0] == "cancelled"]
+            is_given |= self._give_steps(id, row, plan, late, again=False)
+        return is_given
+
+    def _give_steps(self, id: str, row: FlowRow, plan: Plan, keys: Sequence[str], *, again: bool) -> bool:
+        """Publish steps again that neither run nor are done, and return whether any was.
+
+        Those that are dead are replayed, if they are to run.
+        """
+        dead, is_given = list[str](), False
         while keys:
             steps, commits, kept = [step_id(id, key) for key in keys], list[Commit](), dict[str, Held]()
             for key, step, text in zip(keys, steps, self._get(*map(key_of, steps)), strict=True):
                 old = stored.unpacked(text)
-                if old is not None and self._goes_on_by_itself(row, old, again=again):
+                goes_on = False if old is None else self._goes_on_by_itself(row, old, again=again)
+                is_given |= goes_on is None
+                if goes_on is not False:
                     continue
                 if old is not None and old["state"] == "dead":
                     dead += [step] if again else []
@@ -221,6 +254,7 @@ class Reopening(Publishing):
                 kept[key] = entry
             done = self._backend.commit(commits, timeout_s=self._timeout_s) if commits else []
             self._relayed([entry for entry, is_done in zip(kept.values(), done, strict=True) if is_done])
+            is_given |= any(done)
             keys = [key for key, is_done in zip(kept, done, strict=True) if not is_done]
         if dead:
             token = _given.set(row.get("life", 0))
@@ -228,18 +262,19 @@ class Reopening(Publishing):
                 self._bridge.dead.replay(dead)
             finally:
                 _given.reset(token)
+        return is_given or bool(dead)
 
-    def _goes_on_by_itself(self, row: FlowRow, old: states.Row, *, again: bool) -> bool:
-        """Return whether a step runs, is done, or was given again in this life; if it became a flow, that goes on."""
+    def _goes_on_by_itself(self, row: FlowRow, old: states.Row, *, again: bool) -> bool | None:
+        """Return whether a step runs, is done, or was given again in this life; None if the flow that it became was."""
         life, flow = row.get("life", 0), old.get("flow")
         if old["state"] == "done" or (flow is not None and place_of(flow).life == life):
             return True
         if (became := old.get("became")) and self._row(became) is not None:
-            if (
-                again or old["state"] != "dead"
-            ):  # also one that runs, for its own steps start no more; once in each life
-                self._retry(became, lambda inner: inner["state"] != "done" and inner.get("above", [-1])[-1] != life)
-            return True
+            if not again and old["state"] == "dead":
+                return True
+            # Also one that runs, for its own steps start no more; once in each life.
+            is_again = self._retry(became, lambda it: it["state"] != "done" and it.get("above", [-1])[-1] != life)
+            return None if is_again else True
         return old["state"] == "running"
 
     def _made_again(self, id: str, row: FlowRow, plan: Plan, key: str, old: states.Row | None) -> Message | None:

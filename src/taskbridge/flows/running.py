@@ -229,7 +229,7 @@ class Flows(Reopening):
             return False
         if record.state == "done":
             self._next(id, row, plan, record.result_json or "null", look, lost=record.reason)
-        else:
+        elif record.state != "cancelled" or not self._give_late(id, row, plan):
             self._ended(id, row, plan, "failed", look, end=_bad_of(record))
         return None
 
@@ -279,6 +279,8 @@ class Flows(Reopening):
         [counts] = self._backend.counts_of([group_key(id, number)], timeout_s=self._timeout_s)
         has_ended = counts.ended >= total
         has_failed = counts.bad > 0 if has_ended else policy == "fail" and counts.bad > row.get("bad", 0)
+        if counts.cancelled and (has_failed or has_ended) and self._give_late(id, row, plan):
+            return None
         if has_failed and policy != "collect":
             self._ended(id, row, plan, "failed", look, end=self._first_bad(id, number, total))
             return None
@@ -370,6 +372,8 @@ class Flows(Reopening):
         if not self._committed(writes, message, entries, look.deadline):
             return False
         if was_open:
+            if new["state"] != "done":
+                self._bridge.cancellations.add(life_of_flow(id, row.get("life", 0)))
             kept_s = self._bridge.settings.result_ttl_s
             state, formers = f"flow:{new['state']}", ("flow:running",)
             listed = Listed(f"flow:{id}", state, new.get("ended_at", 0.0), None, formers, "flow:running", kept_s)
@@ -471,7 +475,6 @@ class Flows(Reopening):
             [text] = self._get(plan_key(id))
             look = Look(self._deadline())
             if self._ended(id, row, plan_of(text), "cancelled", look):
-                self._bridge.cancellations.add(life_of_flow(id, row.get("life", 0)))
                 self.look_after(id, look)
                 self.advance_due()
         return self.status(id)

@@ -177,9 +177,14 @@ def flow_ended(old: Row | None, flow_id: str, ending: Ending) -> Row | None:
 
 
 def flow_reopened(old: Row | None, flow_id: str) -> Row | None:
-    """Return what it makes of such a record that its flow was reopened; None if nothing."""
-    if old is None or old.get("became") != flow_id or old["state"] not in FINAL:
+    """Return what it makes of such a record that its flow was reopened; None if it is another one's.
+
+    One that has not ended is written, too: somebody may be about to say that it ends as the flow has ended before.
+    """
+    if old is None or old.get("became") != flow_id:
         return None
+    if old["state"] not in FINAL:
+        return old.copy()
     now = _like(old, "running", old.get("attempt", 1))
     now["attempts"] = [*old.get("attempts", ())]
     now.pop("error", None)

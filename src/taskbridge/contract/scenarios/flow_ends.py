@@ -48,6 +48,9 @@ _TAKEN_UP_S: Final = 10.0
 _LONG_S: Final = 90.0
 """How long nothing has happened in a flow that may be stalled."""
 
+_KNOWN_S: Final = 2.0
+"""After which each worker knows that a flow is over."""
+
 _SENT_S: Final = 5.0
 """How soon the first steps of a flow are with the broker whose sender has died."""
 
@@ -274,6 +277,30 @@ def a_replay_reopens_its_flow(h: Harness) -> None:
     h.idle()
     for followed, _ in flows:
         followed.went()
+
+
+@scenario("W10", on=(STORED,), where=with_records)
+def a_step_that_runs_as_its_flow_goes_on_is_tried_again(h: Harness) -> None:
+    """A step that still runs as its flow is reopened, and fails after that, has not ended badly: it is run again."""
+    h.start_worker(threads=4)
+    late = partial(Part, steps=(Step(outcome="raise", gate="late"), RETURN), policy="twice")
+    sick = Part(mark="late x", steps=(fail(),), heals="healed")
+    followed = Followed(h, chain("late many", grouping(sick, late(mark="late y")), single("late many b")))
+    one = built(h, chain("late one", Stage(parts=(late(mark="late z"),)), single("late one b"))).send()
+    for mark in ("late y", "late z"):
+        begun(h, mark)
+    followed.ends()
+    one.cancel()
+    h.pause(_KNOWN_S)
+    h.tasks.open("healed")
+    for handle in (followed.handle, one):
+        h.equal("what it says", handle.retry().state, "running")
+    begun(h, "late x", times=2)
+    h.tasks.open("late")
+    followed.ends(healed=("healed",))
+    h.equal("the result of the other one", result_of(h, one), "late one b")
+    h.idle()
+    h.equal("what has started twice", [len(starts_of(h, f"late {name} b")) for name in ("many", "one")], [1, 1])
 
 
 def _is_sick(part: Part) -> bool:
