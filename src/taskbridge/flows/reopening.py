@@ -9,7 +9,19 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Final, cast
 
-from taskbridge.flows.plan import PAGE, FlowRow, Group, Plan, Spec, packed, plan_key, row_key, step_id, unpacked
+from taskbridge.flows.plan import (
+    PAGE,
+    FlowRow,
+    Group,
+    Plan,
+    Spec,
+    packed,
+    plan_key,
+    plan_of,
+    row_key,
+    step_id,
+    unpacked,
+)
 from taskbridge.flows.publishing import SENDING_S, Look, Publishing
 from taskbridge.flows.states import FINAL, FlowStatus
 from taskbridge.message import Message
@@ -64,15 +76,39 @@ class Reopening(Publishing):
         return self._backend.commit([Commit([self._write(id, row, new)])], timeout_s=self._timeout_s)[0]
 
     def retry(self, id: str) -> FlowStatus:
-        """Go on with a flow that failed, was cancelled or is stalled, and return its status after that."""
+        """Go on with a flow that failed, was cancelled or is stalled, and return its status after that.
+
+        Of one at its end whose callback was lost, that is published again, and nothing else.
+        """
 
         def goes_on(row: FlowRow) -> bool:
             is_over = row["state"] in ("failed", "cancelled")
             return is_over or self._statuses({id: row}, looks=True, asks=False)[0].is_stalled
 
-        self._retry(id, goes_on)
+        row = self._row(id)
+        if row is not None and row["state"] in FINAL and self._statuses({id: row})[0].is_stalled:
+            self._call_again(id, row)
+        else:
+            self._retry(id, goes_on)
         self.advance_due()
         return self.status(id)
+
+    def _call_again(self, id: str, row: FlowRow) -> None:
+        """Publish again the callback for which a flow at its end waits; or go on, if that has ended."""
+        key = row.get("callback", "")
+        step = step_id(id, key, row.get("life", 0))
+        text, plan = self._get(key_of(step), plan_key(id))
+        old = stored.unpacked(text)
+        if old is not None and old["state"] in states.FINAL:
+            self.look_after(id, Look(self._deadline(), resumes=True))
+            return
+        replays = 0 if old is None else old.get("replays", 0) + 1
+        message = replace(self._callback(id, row, plan_of(plan), key), relayed=True, replays=replays)
+        entry = held(message, 0.0)
+        write = self._records.replacing(step, old, head_of(text), transitions.new(message))
+        commit = Commit([write], [Entry(entry.key, entry.dumps(), OWN_S)])
+        if self._backend.commit([commit], timeout_s=self._timeout_s)[0]:  # else something goes on with it
+            self._relayed([entry])
 
     def _retry(self, id: str, goes_on: Callable[[FlowRow], bool]) -> bool:
         """Reopen a flow if it is one that goes on, and return whether it was reopened."""
@@ -135,8 +171,8 @@ class Reopening(Publishing):
         """Do an act, and return whether all in it was as it was read."""
         commit = Commit(act.writes, act.entries, (), act.uncounts)
         is_done = self._backend.commit([commit], timeout_s=self._timeout_s)[0]
-        for id, row in act.rows.items() if is_done else ():
-            self._bridge.cancellations.add(life_of_flow(id, row.get("life", 0) - 1))
+        for each, row in act.rows.items() if is_done else ():
+            self._bridge.cancellations.add(life_of_flow(each, row.get("life", 0) - 1))
         return is_done
 
     def _reopen(self, id: str, row: FlowRow, act: _Act, *, again: bool) -> FlowRow:
@@ -235,9 +271,11 @@ class Reopening(Publishing):
         dead, is_given = list[str](), False
         while keys:
             steps, commits, kept = [step_id(id, key) for key in keys], list[Commit](), dict[str, Held]()
-            for key, step, text in zip(keys, steps, self._get(*map(key_of, steps)), strict=True):
-                old = stored.unpacked(text)
-                goes_on = False if old is None else self._goes_on_by_itself(row, old, again=again)
+            texts = self._get(*map(key_of, steps))
+            rows = [stored.unpacked(text) for text in texts]
+            gone = self._gone([status_of(step, old) for step, old in zip(steps, rows, strict=True) if old is not None])
+            for key, step, text, old in zip(keys, steps, texts, rows, strict=True):
+                goes_on = step not in gone and old is not None and self._goes_on_by_itself(row, old, again=again)
                 is_given |= goes_on is None
                 if goes_on is not False:
                     continue

@@ -371,12 +371,12 @@ class Flows(Reopening):
         writes.append(self._write(id, row, new, ends=was_open))
         if not self._committed(writes, message, entries, look.deadline):
             return False
-        if was_open:
-            if new["state"] != "done":
-                self._bridge.cancellations.add(life_of_flow(id, row.get("life", 0)))
-            kept_s = self._bridge.settings.result_ttl_s
+        if was_open and new["state"] != "done":
+            self._bridge.cancellations.add(life_of_flow(id, row.get("life", 0)))
+        if was_open or not key:  # one that waits for a callback may be stalled, too
+            kept_s, queue = (None, "flow:running") if key else (self._bridge.settings.result_ttl_s, None)
             state, formers = f"flow:{new['state']}", ("flow:running",)
-            listed = Listed(f"flow:{id}", state, new.get("ended_at", 0.0), None, formers, "flow:running", kept_s)
+            listed = Listed(f"flow:{id}", state, new.get("ended_at", 0.0), queue, formers, "flow:running", kept_s)
             self._backend.list_soon([listed])
         return True
 

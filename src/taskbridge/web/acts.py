@@ -138,7 +138,7 @@ def _cancel_flow(bridge: Bridge, form: Form) -> str:
 
 def _retry_flow(bridge: Bridge, form: Form) -> str:
     flow = bridge.flows.status(_id(form))
-    _if_done(flow.state != "done", "", "there is nothing to retry: it is done")
+    _if_done(flow.state != "done" or flow.is_stalled, "", "there is nothing to retry: it is done")
     bridge.flows.retry(flow.id)
     return f"Flow {flow.id} goes on"
 
