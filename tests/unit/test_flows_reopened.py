@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
 
-from taskbridge import Bridge, Flow, RetryPolicy, become, group
+from taskbridge import Bridge, Flow, RetryPolicy, become, current, group
 from taskbridge.stores import transitions
 from taskbridge.stores.backend import Backend
 from taskbridge.stores.steps import entry_id
@@ -39,6 +41,9 @@ class Shop:
 
         self.load = load
         self.nest = nest
+
+    def has_run(self, times: int) -> bool:
+        return len(self.runs) >= times
 
     @property
     def backend(self) -> Backend:
@@ -124,3 +129,66 @@ def test_a_flow_that_is_reopened_as_its_end_is_told_has_not_ended(shop: Shop, mo
 
     assert told[0] == "dead"
     assert handle.result(timeout=0) == 0
+
+
+def test_what_is_published_again_heeds_at_once(shop: Shop) -> None:
+    shop.sick = set(range(10))
+    handle = group([shop.load.call(number) for number in range(10)], on_error="wait", at_once=2).send()
+    shop.bridge.run_until_idle()
+    assert (handle.status().state, handle.status().dead) == ("failed", 10)
+
+    shop.sick, shop.runs = {7}, []
+    handle.retry()
+    waiting = [sum(shop.bridge.counts().waiting.values())]
+    for ran in range(1, 10):
+        shop.bridge.run_until(partial(shop.has_run, ran))
+        waiting.append(sum(shop.bridge.counts().waiting.values()))
+    shop.bridge.run_until_idle()
+
+    assert max(waiting) == 2, waiting
+    assert (handle.status().state, handle.status().done, handle.status().dead) == ("failed", 9, 1)
+    assert sorted(shop.runs) == list(range(10))
+
+    shop.sick = set()
+    handle.retry()
+    shop.bridge.run_until_idle()
+    assert list(handle.result(timeout=0)) == list(range(10))
+    assert len(shop.runs) == 11
+
+
+def test_a_member_that_is_given_up_in_a_group_with_at_once_is_published_again(shop: Shop) -> None:
+    shop.sick = {0}
+    handle = group([shop.load.call(number) for number in range(6)], at_once=3).send()
+    shop.bridge.run_until_idle()
+    assert (handle.status().state, handle.status().cancelled, shop.runs) == ("failed", 2, [0])
+
+    shop.sick = set()
+    handle.retry()
+    assert sum(shop.bridge.counts().waiting.values()) == 3
+    shop.bridge.run_until_idle()
+    assert list(handle.result(timeout=0)) == list(range(6))
+    assert sorted(shop.runs) == [0, 0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("width", [3, 130])
+def test_a_member_that_is_published_again_keeps_its_priority_and_its_time_to_expire(shop: Shop, width: int) -> None:
+    seen = list[tuple[str, float | None]]()
+
+    @shop.bridge.task(name="look")
+    def look(number: int) -> int:
+        message = current().message
+        lasts_s = None if message.expires_at is None else round(message.expires_at - message.enqueued_at)
+        seen.append((message.priority, lasts_s))
+        return number
+
+    urgent, plain = look.using(priority="high", expires=5000), look.using()
+    calls = [urgent.call(number) if number % 2 else plain.call(number) for number in range(width)]
+    handle = group(calls).send()
+    handle.cancel()
+    shop.bridge.run_until_idle()
+    assert seen == []
+
+    handle.retry()
+    shop.bridge.run_until_idle()
+    assert list(handle.result(timeout=0)) == list(range(width))
+    assert Counter(seen) == {("high", 5000): width // 2, ("normal", None): width - width // 2}

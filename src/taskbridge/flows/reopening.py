@@ -27,7 +27,7 @@ from taskbridge.flows.states import FINAL, FlowStatus
 from taskbridge.message import Message
 from taskbridge.stores import records as stored
 from taskbridge.stores import states, transitions
-from taskbridge.stores.backend import Commit, Entry, Listed, Write, head_of
+from taskbridge.stores.backend import Commit, Counted, Counts, Entry, Listed, Write, head_of
 from taskbridge.stores.claims import OWN_S
 from taskbridge.stores.entries import LOOK, Held, held
 from taskbridge.stores.records import head_of_row, key_of
@@ -222,12 +222,16 @@ class Reopening(Publishing):
                 act.uncount(place)
 
     def _give_again(self, id: str, row: FlowRow, plan: Plan) -> None:
-        """Publish again what was given up as a flow ended, or was lost; and what ended badly, if that is asked for."""
+        """Publish again what was given up as a flow ended, or was lost; and what ended badly, if that is asked for.
+
+        With `at_once`, what has ended waits for its turn: see `_give_left`.
+        """
         stage, again = row["stage"], row.get("reopened") == "again"
         if stage not in row["groups"]:
             self._give_steps(id, row, plan, [str(stage)], again=again)
             return
         key, mine = group_key(id, stage), entry_id(id, "again", row.get("life", 0))
+        at_once = cast("Group", plan["stages"][stage])["at_once"]
         [counts] = self._backend.counts_of([key], timeout_s=self._timeout_s)
         most = min(row["totals"][stage], counts.sent + _BATCH)  # so many may be published, and not noted yet
         for first in range(0, most, _BATCH):
@@ -235,7 +239,7 @@ class Reopening(Publishing):
             left = [
                 index
                 for index, end in enumerate(ends, first)
-                if end is None or end[0] == "cancelled" or (again and end[0] != "done")
+                if end is None or (at_once is None and _is_left(end, again=again))
             ]
             unsure = [index for index in left if index >= counts.sent]
             texts = self._get(*(key_of(step_id(id, f"{stage}/{index}")) for index in unsure)) if unsure else []
@@ -245,9 +249,25 @@ class Reopening(Publishing):
             self._backend.commit([Commit((), [Entry(mine, LOOK, SENDING_S)])], timeout_s=self._timeout_s)
         [counts] = self._backend.counts_of([key], timeout_s=self._timeout_s)
         row["bad"], row["sending"] = counts.bad, True
+        row.pop("left", None)
+        if at_once is not None:
+            row["left"] = [0, most, int(again)]
 
-    def _give_late(self, id: str, row: FlowRow, plan: Plan) -> bool:
+    def _give_left(self, id: str, row: FlowRow, plan: Plan, counts: Counts, room: int) -> None:
+        """Publish so many of the next members again that had ended badly as the flow was reopened."""
+        key, (first, last, again), bad = group_key(id, row["stage"]), row.get("left", [0, 0, 0])[:3], row.get("bad", 0)
+        ends = self._backend.members(key, first, min(_BATCH, last - first), timeout_s=self._timeout_s)
+        left = [index for index, end in enumerate(ends, first) if end is not None and _is_left(end, again=bool(again))]
+        self._give_steps(id, row, plan, [f"{row['stage']}/{index}" for index in left[:room]], again=bool(again))
+        [now] = self._backend.counts_of([key], timeout_s=self._timeout_s)
+        following = left[room - 1] + 1 if len(left) >= room else first + len(ends)
+        more = [following, last, again] if following < last else None
+        self._changed(id, row, left=more, bad=max(0, bad + now.bad - counts.bad))
+
+    def _give_late(self, id: str, row: FlowRow, plan: Plan, room: int | None = None) -> bool:
         """Publish again what was cancelled with a life of the flow that is over, and return whether anything was.
+
+        If there is `room` for so many of a group's members only, that is one at least, and not many more.
 
         It still ran as the flow was reopened, and failed after that; or whoever published it did not know of that yet.
         """
@@ -260,7 +280,10 @@ class Reopening(Publishing):
         for first in range(0, total, _BATCH):
             ends = self._backend.members(key, first, min(_BATCH, total - first), timeout_s=self._timeout_s)
             late = [f"{stage}/{index}" for index, end in enumerate(ends, first) if end and end[0] == "cancelled"]
-            is_given |= self._give_steps(id, row, plan, late, again=False)
+            step = len(late) if room is None else max(1, room)
+            while late and not (is_given and room is not None):
+                is_given |= self._give_steps(id, row, plan, late[:step], again=False)
+                late = late[step:]
         return is_given
 
     def _give_steps(self, id: str, row: FlowRow, plan: Plan, keys: Sequence[str], *, again: bool) -> bool:
@@ -318,7 +341,7 @@ class Reopening(Publishing):
     def _made_again(self, id: str, row: FlowRow, plan: Plan, key: str, old: states.Row | None) -> Message | None:
         """Return the message of a step as it starts again, in another life of its own; None if nobody knows it.
 
-        That of a member of a large group has neither a priority nor an expiry of its own: its record tells of none.
+        That of a member of a large group, whose record alone tells of it, expires as long after that as at first.
         """
         stage, _, index = key.partition("/")
         if not index:
@@ -331,10 +354,18 @@ class Reopening(Publishing):
             elif old is not None and (sent := status_of("", old).sent) is not None:
                 args, kwargs, headers = sent
                 home = {"task": old["task"], "home": old["queue"], "queue": old["queue"], "headers": dict(headers)}
-                message = self._message(cast("Spec", {**home, "args": args, "kwargs": kwargs}), place, None)
+                own: dict[str, Any] = {"priority": priority} if (priority := old.get("priority")) else {}
+                if (expires_at := old.get("expires_at")) is not None:
+                    own["expires_s"] = expires_at - old["enqueued_at"]
+                message = self._message(cast("Spec", {**home, **own, "args": args, "kwargs": kwargs}), place, None)
             else:
                 return None
         return replace(message, relayed=True, replays=0 if old is None else old.get("replays", 0) + 1)
+
+
+def _is_left(end: tuple[Counted, str | None], *, again: bool) -> bool:
+    """Return whether a member that has ended so is published again: it was given up; or all that has ended badly is."""
+    return end[0] == "cancelled" or (again and end[0] != "done")
 
 
 @dataclass(slots=True)

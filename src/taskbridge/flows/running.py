@@ -279,7 +279,11 @@ class Flows(Reopening):
         [counts] = self._backend.counts_of([group_key(id, number)], timeout_s=self._timeout_s)
         has_ended = counts.ended >= total
         has_failed = counts.bad > 0 if has_ended else policy == "fail" and counts.bad > row.get("bad", 0)
-        if counts.cancelled and (has_failed or has_ended) and self._give_late(id, row, plan):
+        room = None if at_once is None else max(0, at_once - max(0, counts.sent - counts.ended))
+        if row.get("left") and room:
+            self._give_left(id, row, plan, counts, room)
+            return None
+        if counts.cancelled and (has_failed or has_ended) and self._give_late(id, row, plan, room):
             return None
         if has_failed and policy != "collect":
             self._ended(id, row, plan, "failed", look, end=self._first_bad(id, number, total))
@@ -316,6 +320,7 @@ class Flows(Reopening):
         new, message, entries = row.copy(), None, list[Entry]()
         new["stage"], new["given"] = number, given
         new.pop("bad", None)
+        new.pop("left", None)
         if number in row["groups"]:
             new["sending"] = look.resumes = True
             entries.append(look.entry(id, f"sent.{number}", row, LOOKED_AFTER_S))
@@ -345,7 +350,7 @@ class Flows(Reopening):
         """Have a flow be at its end, and publish the callback that comes first, if there is one."""
         new = row.copy()
         new["state"], new["ended_at"], new["end"] = state, round(self._bridge.now(), 6), [*end]
-        for name in ("sending", "reopened", "bad"):
+        for name in ("sending", "reopened", "bad", "left"):
             cast("Any", new).pop(name, None)
         if given is not None:
             new["given"] = given

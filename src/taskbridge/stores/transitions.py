@@ -67,6 +67,10 @@ def new(message: Message, delay_s: float = 0.0) -> Row:
         row["sent"] = message.args_json, message.kwargs_json, message.headers
     if message.flow:
         row["flow"] = message.flow
+        if message.keeps_call and message.priority != "normal":
+            row["priority"] = message.priority
+        if message.keeps_call and message.expires_at is not None:
+            row["expires_at"] = message.expires_at
     if delay_s > 0:
         row["state"], row["due_at"] = "scheduled", message.enqueued_at + delay_s
     return row
@@ -286,7 +290,7 @@ def _won(row: Row, run: Run) -> bool:
 
 _LASTING: Final = (
     *("replays", "cancel_asked", "interrupt", "error", "over", "writer", "written_at"),
-    *("unique", "call", "digest", "sent", "flow", "became"),
+    *("unique", "call", "digest", "sent", "priority", "expires_at", "flow", "became"),
 )
 """The fields that don't depend on the state."""
 
