@@ -9,11 +9,14 @@ from typing import Any, Final
 
 from taskbridge import Bridge, Flow, FlowEnd, Results, RetryPolicy, become, current, group
 from tests.flows.faults import Fault, Killer
+from tests.mutants.of_kills import MUTANTS
 
 FOLDER: Final = Path(os.environ["FLOWS_FOLDER"])
 MEMBERS: Final = 3
 _MEET_S: Final = 15.0
 
+if mutant := os.environ.get("FLOWS_MUTANT"):
+    MUTANTS[mutant].apply()
 bridge = Bridge(
     os.environ["FLOWS_URL"],
     namespace=os.environ["FLOWS_NAMESPACE"],

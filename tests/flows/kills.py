@@ -65,6 +65,7 @@ INSTANTS: Final = (
     Instant("2 after it was removed from the outbox", "group", Fault("remove_entries", "after")),
     Instant("2 all is recorded, and nothing acknowledged", "group", Fault("settled", "after", "0/2")),
     Instant("3 a sender, at each of its calls", "group", act="send"),
+    Instant("3 a sender of a first step, at each of its calls", "steps", act="send"),
     Instant("4 two last members end at once", "meets", Fault("tally", "after")),
     Instant("5 before a dead member is buried", "dies", Fault("bury", "before", "0/1")),
     Instant("5 after it was, before it is counted", "dies", Fault("bury", "after", "0/1")),

@@ -46,9 +46,10 @@ class Site:
         url: The pair's.
         store: The store's URL.
         namespace: That of another site, to go on with its flows; one of its own if None.
+        mutant: The mutant that its processes are; empty for the unbroken product.
     """
 
-    def __init__(self, folder: Path, url: str, store: str, namespace: str | None = None) -> None:
+    def __init__(self, folder: Path, url: str, store: str, namespace: str | None = None, *, mutant: str = "") -> None:
         self.folder = folder
         self.namespace = namespace or f"flows-{uuid4().hex[:8]}"
         self.env = {
@@ -59,6 +60,7 @@ class Site:
             "FLOWS_STORE": store,
             "FLOWS_LEASE": repr(LEASE_S),
             "FLOWS_FOLDER": str(folder),
+            "FLOWS_MUTANT": mutant,
         }
         self.bridge = Bridge(url, namespace=self.namespace, store=store, lease=LEASE_S, send_timeout=60)
         self._workers: list[KeptWorker] = []
@@ -124,7 +126,7 @@ class Site:
         """Return what is known of flows, when all have ended, their last callbacks too, and nothing is left.
 
         Raises:
-            AssertionError: They do not, in time.
+            AssertionError: They do not, in time; or one was given up.
         """
         found: dict[int, FlowStatus] = {}
 
@@ -132,6 +134,8 @@ class Site:
             runs = self.runs()
             for number in set(numbers) - set(found):
                 status = self.status(number)
+                if status is not None and status.end is not None and status.end.reason == "undecodable":
+                    raise AssertionError(f"{what}: flow {number} was given up, and nothing is called back: {status}")
                 if status is not None and any(run.key == f"ended-{status.state}" for run in runs[number]):
                     found[number] = status
             return len(found) == len(numbers) and self._is_idle()

@@ -296,6 +296,12 @@ def what_is_replayed_stays_counted() -> None:
     put("taskbridge.stores.memory", "MemoryBackend.commit", make)
 
 
+@mutant("W10", "a_step_that_runs_as_its_flow_goes_on_is_tried_again", "dramatiq+redis")
+def what_fails_after_its_flow_was_reopened_ends_it() -> None:
+    """A step that ran as its flow was reopened, and failed then, has ended badly in the flow that goes on."""
+    put(_REOPENING, "Reopening._give_late", lambda _: lambda *_: False)
+
+
 @mutant("W11", "nothing_of_a_flow_expires_before_its_end")
 def steps_are_forgotten_like_messages() -> None:
     """The record of a step is kept for so long after its own end, and a flow from when it was stored."""
@@ -311,6 +317,12 @@ def _short_lived(write: Any) -> Any:
 def nobody_looks_for_lost_steps() -> None:
     """A flow waits for a message that is nowhere."""
     put(_READING, "Reading._is_stalled", lambda _: lambda *_: False)
+
+
+@mutant("W11", "a_flow_that_is_stalled_is_put_right")
+def nobody_looks_for_lost_callbacks() -> None:
+    """A flow at its end counts as over, whether its callbacks have run or not."""
+    put(_READING, "_is_called_back", lambda _: lambda _: False)
 
 
 @mutant("W12", "a_flow_goes_on_with_another_engine", "celery+redis")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,31 @@ def worker(variables: dict[str, str], run: Run, tmp_path: Path) -> Iterator[None
     finally:
         process.terminate()
         process.wait(LONGEST_S)
+
+
+@pytest.fixture
+def killed_worker(variables: dict[str, str], tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """What kills a worker of the shop, which is started."""
+    command = [sys.executable, "-m", "taskbridge", "worker", "tests.web.shop:bridge", "--processes", "1"]
+    with (tmp_path / "killed.log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, **variables},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    def kill() -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(LONGEST_S)
+
+    try:
+        yield kill
+    finally:
+        kill()
 
 
 def until(is_so: Callable[[], object], what: str) -> None:
@@ -161,6 +188,49 @@ def test_a_stalled_flow_is_told_everywhere_and_retried(
     assert run("flow", "retry", flow.id).stdout == "it goes on\n"
     assert flow.result(LONGEST_S) == "order 2 is on its way"
     assert "flows " not in run("check").stdout
+
+
+def test_a_flow_is_stalled_whose_step_was_lost_with_the_worker_that_ran_it(
+    bridge: Bridge,
+    variables: dict[str, str],
+    redis_server: PrivateRedis,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flow = shop.import_products.call(str(tmp_path / "done")).then_call(shop.order.call(2)).send()
+    worker = request.getfixturevalue("killed_worker")
+    until(lambda: bridge.flows.steps(flow.id)[0].state == "running", "its first run")
+    now = bridge.now
+    monkeypatch.setattr(bridge, "now", lambda: now() + 3600)
+    assert not flow.status().is_stalled  # for its worker lives
+
+    worker()
+    with redis.Redis.from_url(
+        redis_server.url
+    ) as client:  # the broker forgets what it had, and the worker's lease ends
+        lost = [*client.scan_iter(f"{bridge.settings.namespace}*dramatiq*")]
+        assert client.delete(*lost, *client.scan_iter(f"{bridge.settings.namespace}*:alive:*")) >= 2
+    assert flow.status().is_stalled
+    assert [each.id for each in bridge.flows.stalled()] == [flow.id]
+    (tmp_path / "done").touch()
+    assert not flow.retry().is_stalled
+    monkeypatch.setattr(bridge, "now", now)
+
+    request.getfixturevalue("worker")
+    assert flow.result(LONGEST_S) == "order 2 is on its way"
+    assert [len(each.attempts) for each in bridge.flows.steps(flow.id)] == [1, 1]
+
+
+def test_a_page_of_flows_is_full_though_some_in_the_list_are_gone(bridge: Bridge, redis_server: PrivateRedis) -> None:
+    ids = [shop.parcels(number).using(id=f"flow-{number}").send().id for number in range(9)]
+    with redis.Redis.from_url(redis_server.url) as client:
+        keys = [key for key in client.scan_iter("*:flow:flow-[4567]") if bridge.settings.namespace in key.decode()]
+        assert client.delete(*keys) == 4
+
+    first = bridge.operations.flows(most=3)
+    assert [each.id for each in first.items] == [ids[8], ids[3], ids[2]]
+    assert [each.id for each in bridge.operations.flows(most=3, cursor=first.cursor).items] == [ids[1], ids[0]]
 
 
 def test_what_is_shown_takes_as_many_commands_however_wide_a_flow_is(

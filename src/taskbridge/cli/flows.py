@@ -98,7 +98,7 @@ def _retry(bridge: Bridge, arguments: Namespace) -> cli.Output:
     What is done is not run again. Exit code 1: there was nothing to retry.
     """
     found = bridge.flows.status(arguments.id)
-    if found.state == "done":
+    if found.state == "done" and not found.is_stalled:
         return cli.Output(text=f"nothing to retry: it is {_ended(found)}", data=asdict(found), code=1)
     found = bridge.dead.shown_flow(bridge.flows.retry(arguments.id))
     return cli.Output(text="it goes on", data=asdict(found), acts=[("retry_flow", found.id)])

@@ -358,7 +358,8 @@ class FlowAdmin(ShownAdmin):
     @admin.action(description="Retry", permissions=["retry"])
     def retry(self, request: HttpRequest, rows: Rows[Flow]) -> None:
         for each in rows:
-            if default_bridge().flows.status(each.pk).state == "done":
+            status = default_bridge().flows.status(each.pk)
+            if status.state == "done" and not status.is_stalled:
                 self.say(request, f"{each} is done: there is nothing to retry")
             else:
                 default_bridge().flows.retry(each.pk)

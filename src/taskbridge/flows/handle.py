@@ -93,6 +93,7 @@ class FlowHandle(Generic[R_co]):
         """Go on with a flow that failed or is stalled, and return its status after that (rules W10 and W11).
 
         Its dead steps are replayed, and what was lost or given up because of them runs; what was done is not run again.
+        Of a flow at its end whose callback was lost, that is sent again, and nothing else.
         Raises what `status` does.
         """
         return self._bound().flows.retry(self.id)

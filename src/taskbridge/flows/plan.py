@@ -99,7 +99,8 @@ class FlowRow(TypedDict, total=False):
 
     `stage` is the one that it is at. `sending`: not all steps of it that may be are surely published. `bad`: how many
     members of its group had ended badly as it was reopened. `reopened`: what was given up is to be published again;
-    with `again`, all that has ended badly. `callback`: which callback it waits for. `given` is what the stage before
+    with `again`, all that has ended badly. `left`: from which member on, and up to which, that waits for `at_once`; and
+    whether it is all that has ended badly. `callback`: which callback it waits for. `given` is what the stage before
     has returned, as JSON, or the flow itself, and `lost` why there is none. `above` is as in `Place`. `parent` is the
     message whose task returned it, and its life. `closed`: nothing of it is left to do. `pages` is in the keys
     of the calls of large groups.
@@ -117,6 +118,7 @@ class FlowRow(TypedDict, total=False):
     sending: bool
     reopened: Literal["given up", "again"]
     bad: int
+    left: list[int]
     callback: Literal["", "failure", "end"]
     ended_at: float
     end: list[str]  # of the first step that ended badly: id, task, how, reason, error's type and text

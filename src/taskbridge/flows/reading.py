@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from functools import cache, partial
-from itertools import repeat
+from itertools import islice, repeat
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -21,6 +22,7 @@ from taskbridge.stores import states
 from taskbridge.stores.backend import Listed
 from taskbridge.stores.states import Status
 from taskbridge.stores.steps import CALLBACKS, bad_end, group_key
+from taskbridge.stores.transitions import life_of
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 _STALLED_S: Final = 60.0  # how long nothing is heard of a step before it is looked for
 _LOOK_AGAIN_S: Final = 2.0  # how often who waits for a flow looks, though nobody tells
+_MOST_LISTED: Final = 1000  # how many flows are looked at together
 _STATES: Final[tuple[FlowState, ...]] = ("running", "done", "failed", "cancelled")
 
 
@@ -97,39 +100,46 @@ class Reading:
         out of those that have just begun.
         """
         names = [f"flow:{each}" for each in (_STATES if state is None else (state,))]
-        place = before[0], f"flow:{before[1]}"
-        lists = self._backend.listed("state", names, before=place, most=most, timeout_s=self._timeout_s)
-        named = [(at, key, name) for name, each in zip(names, lists, strict=True) for key, at in each]
-        return self._listed([(key, name) for _, key, name in heapq.nlargest(most, named)])
+        place, count, rows = (before[0], f"flow:{before[1]}"), most, dict[str, FlowRow]()
+        while True:  # again, for those that are gone
+            lists = self._backend.listed("state", names, before=place, most=count, timeout_s=self._timeout_s)
+            named = [(at, key, name) for name, each in zip(names, lists, strict=True) for key, at in each]
+            found = heapq.nlargest(count, named)
+            rows |= self._listed([(key, name) for _, key, name in found])
+            if len(rows) >= most or len(found) < count:
+                return self._statuses(dict(islice(rows.items(), most)))
+            place, count = found[-1][:2], min(2 * count, _MOST_LISTED)
 
-    def _listed(self, found: Sequence[tuple[str, str]]) -> Sequence[FlowStatus]:
-        """Return what is known of flows, each with the list where it stands; those that are there no more leave it."""
-        texts, rows, gone = (
-            self._get(*(row_key(key.removeprefix("flow:")) for key, _ in found)) if found else [],
-            dict[str, FlowRow](),
-            list[Listed](),
-        )
+    def _listed(self, found: Sequence[tuple[str, str]], *, are_called_back: bool = False) -> dict[str, FlowRow]:
+        """Return flows, each found in a list; those that don't belong there any more leave it.
+
+        `are_called_back` is whether those belong there, too, that are at their end and wait for a callback.
+        """
+        texts = self._get(*(row_key(key.removeprefix("flow:")) for key, _ in found)) if found else []
+        rows, gone = dict[str, FlowRow](), list[Listed]()
         for (key, name), text in zip(found, texts, strict=True):
             row = unpacked(text)
-            if row is not None and name == f"flow:{row['state']}":
+            is_there = row is not None and name == f"flow:{row['state']}"
+            if row is not None and (is_there or (are_called_back and _is_called_back(row))):
                 rows[key.removeprefix("flow:")] = row
             else:
                 gone.append(Listed(key, formers=(name,), freed="flow:running"))
         if gone:
             self._backend.list_soon(gone)
-        return self._statuses(rows)
+        return rows
 
     def counts(self) -> Mapping[str, int]:
         """Return how many flows are in each state, as far as they are kept; `stalled` as that counts."""
         names = [f"flow:{each}" for each in _STATES]
         numbers = self._backend.count_listed(names, timeout_s=self._timeout_s)
-        return {**dict(zip(_STATES, numbers, strict=True)), "stalled": len(self.stalled()) if numbers[0] else 0}
+        return {**dict(zip(_STATES, numbers, strict=True)), "stalled": len(self.stalled())}
 
     def stalled(self, *, most: int = 100) -> Sequence[FlowStatus]:
         """Return which of so many flows that have run longest are stalled (rule W11)."""
         names, last = ["flow:running"], (inf, "")
         [found] = self._backend.listed("queue", names, before=last, most=most, timeout_s=self._timeout_s)
-        return [each for each in self._listed([(key, "flow:running") for key, _ in found]) if each.is_stalled]
+        rows = self._listed([(key, "flow:running") for key, _ in found], are_called_back=True)
+        return [each for each in self._statuses(rows) if each.is_stalled]
 
     def steps(self, id: str, *, first: int = 0, most: int = 50) -> Sequence[Status]:
         """Return the records of a flow's steps that have one, in order, from this one on, and of its callbacks."""
@@ -161,12 +171,40 @@ class Reading:
                 index = self._backend.first_open(group_key(each, at), row["totals"][at], timeout_s=self._timeout_s)
                 index = row["totals"][at] - 1 if index is None else index  # if all have ended, the flow goes on soon
                 oldest[each] = step_id(each, f"{at}/{index}")
-        known = self._records.find([*oldest.values()], timeout_s=self._timeout_s)
-        records, waits = dict(zip(oldest, known, strict=True)), cache(self._bridge.counts if asks else lambda: None)
+        called = {each: _called_back(each, row) for each, row in rows.items() if _is_called_back(row)}
+        ids = [*oldest.values(), *called.values()]
+        known = self._records.find(ids, timeout_s=self._timeout_s)
+        records = dict(zip(ids, known, strict=True))
+        awaited = {each: called.get(each) or oldest.get(each, "") for each in rows}
+        gone = self._gone([record for step in awaited.values() if (record := records.get(step)) is not None])
+        waits = cache(self._bridge.counts if asks else lambda: None)
+
+        def is_stalled(id: str, row: FlowRow) -> bool:
+            step = awaited[id]
+            return self._is_stalled(row, step, records.get(step), waits, is_gone=step in gone)
+
         return [
-            self._status(each, row, counted, oldest.get(each, ""), records.get(each), waits)
+            self._status(
+                each, row, counted, oldest.get(each, ""), records.get(oldest.get(each, "")), is_stalled(each, row)
+            )
             for each, row in rows.items()
         ]
+
+    def _gone(self, records: Sequence[Status]) -> Collection[str]:
+        """Return the ids of those that have run for a minute, as far as they tell, and are run by no live worker."""
+        now = self._bridge.now()
+        silent = [
+            each
+            for each in records
+            if each.state == "running"
+            and not each.became
+            and now - max(at.timestamp() for at in _heard(each)) > _STALLED_S
+        ]
+        if not silent:
+            return ()
+        keys = {each.id: f"{life_of(each)}:{each.attempts[-1].number}" for each in silent if each.attempts}
+        gone = self._store.marks.gone_of([*keys.values()], timeout_s=self._timeout_s)
+        return {each for each, key in keys.items() if key in gone}
 
     def _status(
         self,
@@ -175,7 +213,7 @@ class Reading:
         counted: Mapping[tuple[str, int], Counts],
         oldest: str,
         record: Status | None,
-        waits: Callable[[], Any],
+        is_stalled: bool,
     ) -> FlowStatus:
         at, total, own = row["stage"], sum(row["totals"]), counted.get((id, row["stage"]))
         numbers = Counter[str](done=sum(number not in row["groups"] for number in range(at)))
@@ -205,20 +243,31 @@ class Reading:
             oldest="" if is_over else oldest,
             end=end_of(id, row) if row.get("end") else None,
             parent=next(iter(row.get("parent", ())), ""),
-            is_stalled=row["state"] == "running" and self._is_stalled(row, oldest, record, waits),
+            is_stalled=is_stalled,
         )
 
-    def _is_stalled(self, row: FlowRow, oldest: str, record: Status | None, waits: Callable[[], Any]) -> bool:
-        """Return whether nothing goes on with a flow by itself: its oldest step is nowhere, or ended long ago."""
-        now = self._bridge.now()
-        if not oldest or row.get("sending") or row.get("reopened") or now - row["created_at"] < _STALLED_S:
+    def _is_stalled(
+        self, row: FlowRow, step: str, record: Status | None, waits: Callable[[], Any], *, is_gone: bool
+    ) -> bool:
+        """Return whether nothing goes on with a flow by itself: what it waits for is nowhere, or ended long ago.
+
+        That is its oldest step, or a callback; `is_gone` is whether it was started, and no live worker has it.
+        """
+        now, is_at_end = self._bridge.now(), row["state"] in FINAL
+        if is_at_end and not _is_called_back(row):
+            return False
+        since = row.get("ended_at", 0.0) if is_at_end else row["created_at"]
+        if not step or row.get("sending") or row.get("reopened") or now - since < _STALLED_S:
             return False  # there is an entry in the outbox, or there may be
         if record is None:
             return True
         if record.state in states.FINAL:
             return record.ended_at is not None and now - record.ended_at.timestamp() > _STALLED_S
-        heard = [record.enqueued_at, record.due_at, *(each.ended_at for each in record.attempts)]
-        if record.state not in states.WAITING or now - max(at.timestamp() for at in heard if at) < _STALLED_S:
+        if record.state == "running":
+            is_silent = is_gone
+        else:
+            is_silent = now - max(at.timestamp() for at in _heard(record)) >= _STALLED_S
+        if not is_silent:
             return False
         counts = waits()
         return counts is None or not (counts.delayed or counts.waiting.get(record.queue))
@@ -292,3 +341,19 @@ class Reading:
 
 def _doing(row: FlowRow) -> str | None:
     return None if row["state"] in FINAL else row["state"]
+
+
+def _is_called_back(row: FlowRow) -> bool:
+    """Return whether a flow is at its end, and waits for a callback."""
+    return row["state"] in FINAL and bool(row.get("callback")) and not row.get("closed")
+
+
+def _called_back(id: str, row: FlowRow) -> str:
+    """Return the id of the callback for which a flow waits."""
+    return step_id(id, row.get("callback", ""), row.get("life", 0))
+
+
+def _heard(record: Status) -> list[datetime]:
+    """Return when something was heard of a message, as its record tells."""
+    runs = (at for each in record.attempts for at in (each.started_at, each.ended_at))
+    return [at for at in (record.enqueued_at, record.due_at, *runs) if at is not None]

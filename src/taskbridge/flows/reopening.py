@@ -18,6 +18,7 @@ from taskbridge.flows.plan import (
     calls_of,
     packed,
     plan_key,
+    plan_of,
     row_key,
     step_id,
     unpacked,
@@ -27,7 +28,7 @@ from taskbridge.flows.states import FINAL, FlowStatus
 from taskbridge.message import Message
 from taskbridge.stores import records as stored
 from taskbridge.stores import states, transitions
-from taskbridge.stores.backend import Commit, Entry, Listed, Write, head_of
+from taskbridge.stores.backend import Commit, Counted, Counts, Entry, Listed, Write, head_of
 from taskbridge.stores.claims import OWN_S
 from taskbridge.stores.entries import LOOK, Held, held
 from taskbridge.stores.records import head_of_row, key_of
@@ -76,23 +77,49 @@ class Reopening(Publishing):
         return self._backend.commit([Commit([self._write(id, row, new)])], timeout_s=self._timeout_s)[0]
 
     def retry(self, id: str) -> FlowStatus:
-        """Go on with a flow that failed, was cancelled or is stalled, and return its status after that."""
+        """Go on with a flow that failed, was cancelled or is stalled, and return its status after that.
+
+        Of one at its end whose callback was lost, that is published again, and nothing else.
+        """
 
         def goes_on(row: FlowRow) -> bool:
             is_over = row["state"] in ("failed", "cancelled")
             return is_over or self._statuses({id: row}, looks=True, asks=False)[0].is_stalled
 
-        self._retry(id, goes_on)
+        row = self._row(id)
+        if row is not None and row["state"] in FINAL and self._statuses({id: row})[0].is_stalled:
+            self._call_again(id, row)
+        else:
+            self._retry(id, goes_on)
         self.advance_due()
         return self.status(id)
 
-    def _retry(self, id: str, goes_on: Callable[[FlowRow], bool]) -> None:
+    def _call_again(self, id: str, row: FlowRow) -> None:
+        """Publish again the callback for which a flow at its end waits; or go on, if that has ended."""
+        key = row.get("callback", "")
+        step = step_id(id, key, row.get("life", 0))
+        text, plan = self._get(key_of(step), plan_key(id))
+        old = stored.unpacked(text)
+        if old is not None and old["state"] in states.FINAL:
+            self.look_after(id, Look(self._deadline(), resumes=True))
+            return
+        replays = 0 if old is None else old.get("replays", 0) + 1
+        message = replace(self._callback(id, row, plan_of(plan), key), relayed=True, replays=replays)
+        entry = held(message, 0.0)
+        write = self._records.replacing(step, old, head_of(text), transitions.new(message))
+        commit = Commit([write], [Entry(entry.key, entry.dumps(), OWN_S)])
+        if self._backend.commit([commit], timeout_s=self._timeout_s)[0]:  # else something goes on with it
+            self._relayed([entry])
+
+    def _retry(self, id: str, goes_on: Callable[[FlowRow], bool]) -> bool:
+        """Reopen a flow if it is one that goes on, and return whether it was reopened."""
         while (row := self._row(id)) is not None and goes_on(row):
             act = _Act()
             self._reopen(id, row, act, again=True)
             if self._done(act):
                 self.look_after(id, Look(self._deadline(), resumes=True, entries={each.id for each in act.entries}))
-                return
+                return True
+        return False
 
     def replay(self, messages: Sequence[tuple[Message, float]]) -> tuple[str, ...]:
         """Replay dead steps, each after a delay in seconds since it was sent, and return their ids (rule W10).
@@ -114,7 +141,7 @@ class Reopening(Publishing):
     def _replayed(self, message: Message, delay_s: float) -> Held | None:
         """Put a dead step that is replayed in the outbox, and have its flow wait for it; both in one act.
 
-        None if it is given again with others of its flow, and that has ended again meanwhile.
+        None if it is given again with others of its flow, and that has ended again meanwhile, or others have done so.
         """
         life = _given.get()
         while True:
@@ -122,6 +149,8 @@ class Reopening(Publishing):
             texts = self._get(key_of(message.id), row_key(place.flow))
             old, row = stored.unpacked(texts[0]), unpacked(texts[1])
             if life is not None and (row is None or (row["state"], row.get("life", 0)) != ("running", life)):
+                return None
+            if life is not None and old is not None and (flow := old.get("flow")) and place_of(flow).life == life:
                 return None
             if row is not None and not place.is_callback and place.stage == row["stage"]:
                 row = self._reopen(place.flow, row, act, again=False) if row["state"] in FINAL else row
@@ -142,7 +171,10 @@ class Reopening(Publishing):
     def _done(self, act: _Act) -> bool:
         """Do an act, and return whether all in it was as it was read."""
         commit = Commit(act.writes, act.entries, (), act.uncounts)
-        return self._backend.commit([commit], timeout_s=self._timeout_s)[0]
+        is_done = self._backend.commit([commit], timeout_s=self._timeout_s)[0]
+        for each, row in act.rows.items() if is_done else ():
+            self._bridge.cancellations.add(life_of_flow(each, row.get("life", 0) - 1))
+        return is_done
 
     def _reopen(self, id: str, row: FlowRow, act: _Act, *, again: bool) -> FlowRow:
         """Have a flow go on in another life, and return its row; `again` is whether all that ended badly runs again.
@@ -191,34 +223,85 @@ class Reopening(Publishing):
                 act.uncount(place)
 
     def _give_again(self, id: str, row: FlowRow, plan: Plan) -> None:
-        """Publish again what was given up as a flow ended, or was lost; and what ended badly, if that is asked for."""
+        """Publish again what was given up as a flow ended, or was lost; and what ended badly, if that is asked for.
+
+        With `at_once`, what has ended waits for its turn: see `_give_left`.
+        """
         stage, again = row["stage"], row.get("reopened") == "again"
         if stage not in row["groups"]:
             self._give_steps(id, row, plan, [str(stage)], again=again)
             return
         key, mine = group_key(id, stage), entry_id(id, "again", row.get("life", 0))
+        at_once = cast("Group", plan["stages"][stage])["at_once"]
         [counts] = self._backend.counts_of([key], timeout_s=self._timeout_s)
-        for first in range(0, counts.sent, _BATCH):
-            count = min(_BATCH, counts.sent - first)
-            ends = self._backend.members(key, first, count, timeout_s=self._timeout_s)
+        most = min(row["totals"][stage], counts.sent + _BATCH)  # so many may be published, and not noted yet
+        for first in range(0, most, _BATCH):
+            ends = self._backend.members(key, first, min(_BATCH, most - first), timeout_s=self._timeout_s)
             left = [
-                f"{stage}/{index}"
+                index
                 for index, end in enumerate(ends, first)
-                if end is None or end[0] == "cancelled" or (again and end[0] != "done")
+                if end is None or (at_once is None and _is_left(end, again=again))
             ]
-            self._give_steps(id, row, plan, left, again=again)
+            unsure = [index for index in left if index >= counts.sent]
+            texts = self._get(*(key_of(step_id(id, f"{stage}/{index}")) for index in unsure)) if unsure else []
+            unsent = {index for index, text in zip(unsure, texts, strict=True) if text is None}
+            keys = [f"{stage}/{index}" for index in left if index not in unsent]
+            self._give_steps(id, row, plan, keys, again=again)
             self._backend.commit([Commit((), [Entry(mine, LOOK, SENDING_S)])], timeout_s=self._timeout_s)
         [counts] = self._backend.counts_of([key], timeout_s=self._timeout_s)
         row["bad"], row["sending"] = counts.bad, True
+        row.pop("left", None)
+        if at_once is not None:
+            row["left"] = [0, most, int(again)]
 
-    def _give_steps(self, id: str, row: FlowRow, plan: Plan, keys: Sequence[str], *, again: bool) -> None:
-        """Publish steps again that neither run nor are done; those that are dead are replayed, if they are to run."""
-        dead = list[str]()
+    def _give_left(self, id: str, row: FlowRow, plan: Plan, counts: Counts, room: int) -> None:
+        """Publish so many of the next members again that had ended badly as the flow was reopened."""
+        key, (first, last, again), bad = group_key(id, row["stage"]), row.get("left", [0, 0, 0])[:3], row.get("bad", 0)
+        ends = self._backend.members(key, first, min(_BATCH, last - first), timeout_s=self._timeout_s)
+        left = [index for index, end in enumerate(ends, first) if end is not None and _is_left(end, again=bool(again))]
+        self._give_steps(id, row, plan, [f"{row['stage']}/{index}" for index in left[:room]], again=bool(again))
+        [now] = self._backend.counts_of([key], timeout_s=self._timeout_s)
+        following = left[room - 1] + 1 if len(left) >= room else first + len(ends)
+        more = [following, last, again] if following < last else None
+        self._changed(id, row, left=more, bad=max(0, bad + now.bad - counts.bad))
+
+    def _give_late(self, id: str, row: FlowRow, plan: Plan, room: int | None = None) -> bool:
+        """Publish again what was cancelled with a life of the flow that is over, and return whether anything was.
+
+        If there is `room` for so many of a group's members only, that is one at least, and not many more.
+
+        It still ran as the flow was reopened, and failed after that; or whoever published it did not know of that yet.
+        """
+        stage, is_given = row["stage"], False
+        if not row.get("life"):
+            return False
+        if stage not in row["groups"]:
+            return self._give_steps(id, row, plan, [str(stage)], again=False)
+        key, total = group_key(id, stage), row["totals"][stage]
+        for first in range(0, total, _BATCH):
+            ends = self._backend.members(key, first, min(_BATCH, total - first), timeout_s=self._timeout_s)
+            late = [f"{stage}/{index}" for index, end in enumerate(ends, first) if end and end[0] == "cancelled"]
+            step = len(late) if room is None else max(1, room)
+            while late and not (is_given and room is not None):
+                is_given |= self._give_steps(id, row, plan, late[:step], again=False)
+                late = late[step:]
+        return is_given
+
+    def _give_steps(self, id: str, row: FlowRow, plan: Plan, keys: Sequence[str], *, again: bool) -> bool:
+        """Publish steps again that neither run nor are done, and return whether any was.
+
+        Those that are dead are replayed, if they are to run.
+        """
+        dead, is_given = list[str](), False
         while keys:
             steps, commits, kept = [step_id(id, key) for key in keys], list[Commit](), dict[str, Held]()
-            for key, step, text in zip(keys, steps, self._get(*map(key_of, steps)), strict=True):
-                old = stored.unpacked(text)
-                if old is not None and self._goes_on_by_itself(row, old, again=again):
+            texts = self._get(*map(key_of, steps))
+            rows = [stored.unpacked(text) for text in texts]
+            gone = self._gone([status_of(step, old) for step, old in zip(steps, rows, strict=True) if old is not None])
+            for key, step, text, old in zip(keys, steps, texts, rows, strict=True):
+                goes_on = step not in gone and old is not None and self._goes_on_by_itself(row, old, again=again)
+                is_given |= goes_on is None
+                if goes_on is not False:
                     continue
                 if old is not None and old["state"] == "dead":
                     dead += [step] if again else []
@@ -233,6 +316,7 @@ class Reopening(Publishing):
                 kept[key] = entry
             done = self._backend.commit(commits, timeout_s=self._timeout_s) if commits else []
             self._relayed([entry for entry, is_done in zip(kept.values(), done, strict=True) if is_done])
+            is_given |= any(done)
             keys = [key for key, is_done in zip(kept, done, strict=True) if not is_done]
         if dead:
             token = _given.set(row.get("life", 0))
@@ -240,24 +324,25 @@ class Reopening(Publishing):
                 self._bridge.dead.replay(dead)
             finally:
                 _given.reset(token)
+        return is_given or bool(dead)
 
-    def _goes_on_by_itself(self, row: FlowRow, old: states.Row, *, again: bool) -> bool:
-        """Return whether a step runs, is done, or was given again in this life; if it became a flow, that goes on."""
+    def _goes_on_by_itself(self, row: FlowRow, old: states.Row, *, again: bool) -> bool | None:
+        """Return whether a step runs, is done, or was given again in this life; None if the flow that it became was."""
         life, flow = row.get("life", 0), old.get("flow")
         if old["state"] == "done" or (flow is not None and place_of(flow).life == life):
             return True
         if (became := old.get("became")) and self._row(became) is not None:
-            if (
-                again or old["state"] != "dead"
-            ):  # also one that runs, for its own steps start no more; once in each life
-                self._retry(became, lambda inner: inner["state"] != "done" and inner.get("above", [-1])[-1] != life)
-            return True
+            if not again and old["state"] == "dead":
+                return True
+            # Also one that runs, for its own steps start no more; once in each life.
+            is_again = self._retry(became, lambda it: it["state"] != "done" and it.get("above", [-1])[-1] != life)
+            return None if is_again else True
         return old["state"] == "running"
 
     def _made_again(self, id: str, row: FlowRow, plan: Plan, key: str, old: states.Row | None) -> Message | None:
         """Return the message of a step as it starts again, in another life of its own; None if nobody knows it.
 
-        That of a member of a large group has neither a priority nor an expiry of its own: its record tells of none.
+        That of a member of a large group, whose record alone tells of it, expires as long after that as at first.
         """
         stage, _, index = key.partition("/")
         if not index:
@@ -270,10 +355,18 @@ class Reopening(Publishing):
             elif old is not None and (sent := status_of("", old).sent) is not None:
                 args, kwargs, headers = sent
                 home = {"task": old["task"], "home": old["queue"], "queue": old["queue"], "headers": dict(headers)}
-                message = self._message(cast("Spec", {**home, "args": args, "kwargs": kwargs}), place, None)
+                own: dict[str, Any] = {"priority": priority} if (priority := old.get("priority")) else {}
+                if (expires_at := old.get("expires_at")) is not None:
+                    own["expires_s"] = expires_at - old["enqueued_at"]
+                message = self._message(cast("Spec", {**home, **own, "args": args, "kwargs": kwargs}), place, None)
             else:
                 return None
         return replace(message, relayed=True, replays=0 if old is None else old.get("replays", 0) + 1)
+
+
+def _is_left(end: tuple[Counted, str | None], *, again: bool) -> bool:
+    """Return whether a member that has ended so is published again: it was given up; or all that has ended badly is."""
+    return end[0] == "cancelled" or (again and end[0] != "done")
 
 
 @dataclass(slots=True)

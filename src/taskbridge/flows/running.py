@@ -278,7 +278,7 @@ class Flows(Reopening):
             return False
         if record.state == "done":
             self._next(id, row, plan, record.result_json or "null", look, lost=record.reason)
-        else:
+        elif record.state != "cancelled" or not self._give_late(id, row, plan):
             self._ended(id, row, plan, "failed", look, end=_bad_of(record))
         return None
 
@@ -331,6 +331,12 @@ class Flows(Reopening):
         [counts] = self._backend.counts_of([group_key(id, number)], timeout_s=self._timeout_s)
         has_ended = counts.ended >= total
         has_failed = counts.bad > 0 if has_ended else policy == "fail" and counts.bad > row.get("bad", 0)
+        room = None if at_once is None else max(0, at_once - max(0, counts.sent - counts.ended))
+        if row.get("left") and room:
+            self._give_left(id, row, plan, counts, room)
+            return None
+        if counts.cancelled and (has_failed or has_ended) and self._give_late(id, row, plan, room):
+            return None
         if has_failed and policy != "collect":
             self._ended(id, row, plan, "failed", look, end=self._first_bad(id, number, total))
             return None
@@ -366,6 +372,7 @@ class Flows(Reopening):
         new, message, entries = row.copy(), None, list[Entry]()
         new["stage"], new["given"] = number, given
         new.pop("bad", None)
+        new.pop("left", None)
         if number in row["groups"]:
             new["sending"] = look.resumes = True
             entries.append(look.entry(id, f"sent.{number}", row, LOOKED_AFTER_S))
@@ -397,7 +404,7 @@ class Flows(Reopening):
         """Have a flow be at its end, and publish the callback that comes first, if there is one."""
         new = row.copy()
         new["state"], new["ended_at"], new["end"] = state, round(self._bridge.now(), 6), [*end]
-        for name in ("sending", "reopened", "bad"):
+        for name in ("sending", "reopened", "bad", "left"):
             cast("Any", new).pop(name, None)
         if given is not None:
             new["given"] = given
@@ -423,10 +430,12 @@ class Flows(Reopening):
         writes.append(self._write(id, row, new, ends=was_open))
         if not self._committed(writes, message, entries, look.deadline):
             return False
-        if was_open:
-            kept_s = self._bridge.settings.result_ttl_s
+        if was_open and new["state"] != "done":
+            self._bridge.cancellations.add(life_of_flow(id, row.get("life", 0)))
+        if was_open or not key:  # one that waits for a callback may be stalled, too
+            kept_s, queue = (None, "flow:running") if key else (self._bridge.settings.result_ttl_s, None)
             state, formers = f"flow:{new['state']}", ("flow:running",)
-            listed = Listed(f"flow:{id}", state, new.get("ended_at", 0.0), None, formers, "flow:running", kept_s)
+            listed = Listed(f"flow:{id}", state, new.get("ended_at", 0.0), queue, formers, "flow:running", kept_s)
             self._backend.list_soon([listed])
         return True
 
@@ -525,7 +534,6 @@ class Flows(Reopening):
             [text] = self._get(plan_key(id))
             look = Look(self._deadline())
             if self._ended(id, row, plan_of(text), "cancelled", look):
-                self._bridge.cancellations.add(life_of_flow(id, row.get("life", 0)))
                 self.look_after(id, look)
                 self.advance_due()
         return self.status(id)

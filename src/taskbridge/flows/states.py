@@ -95,7 +95,8 @@ class FlowStatus:
         oldest: The message id of the first step of this stage that has not ended; empty if all have.
         end: How it ended badly; None if it did not.
         parent: The id of the message whose task returned it by `become`; empty if it was sent.
-        is_stalled: Whether none of its unfinished steps is with a broker, parked, marked or dead: `retry` mends that.
+        is_stalled: Whether none of its unfinished steps is with a broker, parked, marked or dead, or it is at its end
+            and that is so of the callback for which it waits: `retry` mends that.
     """
 
     id: str

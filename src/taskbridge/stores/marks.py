@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from enum import Enum
 from functools import partial
@@ -290,6 +290,18 @@ class Marks:
         """
         worker = self._me.made
         return worker is not None and not worker.lived_since(monotonic() - self._settings.lease_s)
+
+    def gone_of(self, attempts: Sequence[str], *, timeout_s: float) -> Collection[str]:
+        """Return which of these attempts, named by their keys, no live worker has, though each was started."""
+        if not self._backend.is_shared:
+            return ()  # whatever was started lives as long as what it was told to
+        deadline, keys = monotonic() + timeout_s, {f"mark:{each}": each for each in attempts}
+        marks = dict(zip(keys, self._backend.get([*keys], timeout_s=timeout_s), strict=True))
+        owners = {key: _owner(mark) for key, mark in marks.items() if mark is not None and _OF_RUN.fullmatch(mark)}
+        names = [*dict.fromkeys(map(_alive, owners.values()))]
+        found = self._backend.get(names, timeout_s=deadline - monotonic()) if names else []
+        alive = {name for name, text in zip(names, found, strict=True) if text is not None}
+        return {each for key, each in keys.items() if key not in owners or _alive(owners[key]) not in alive}
 
     def gone(self, message: Message, pid: int, *, timeout_s: float) -> None:
         """Take a process of this machine for dead that has started an attempt: whoever asks has seen its end."""

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import NoneType
-from typing import Any, Final, Literal, TypedDict, TypeGuard
+from typing import Any, Final, Literal, TypedDict, TypeGuard, get_args
 
 from typing_extensions import Required
 
 from taskbridge.context import MOST_PROGRESS
 from taskbridge.durations import moment
-from taskbridge.message import is_of, is_place
+from taskbridge.message import Priority, is_of, is_place
 from taskbridge.retry import ErrorInfo
 
 Sent = tuple[str, str, Mapping[str, Any]]
@@ -175,8 +175,8 @@ class Row(TypedDict, total=False):
     it was given back), and `written_at` is when that was, by that process's clock, for a start the start;
     `unique` is as in the message, while it holds its key; `call` are the arguments that a debounced message starts
     with, both as JSON, in the place of its own; `digest` is the hash of the arguments of a message whose sender has
-    chosen its id; `sent` are its own arguments and headers, if its task keeps them; `flow` is as in the message, and
-    `became` is the flow with which it ends.
+    chosen its id; `sent` are its own arguments and headers, if its task keeps them; `priority` and `expires_at` are
+    those of a member of a group; `flow` is as in the message, and `became` is the flow with which it ends.
     """
 
     task: Required[str]
@@ -203,6 +203,8 @@ class Row(TypedDict, total=False):
     call: Sequence[str]
     digest: str
     sent: Sent | list[Any]
+    priority: str
+    expires_at: float
     flow: str
     became: str
 
@@ -305,5 +307,7 @@ _FIELDS: Final[Mapping[str, _IsSound]] = {
     **dict.fromkeys(("cancel_asked", "interrupt"), is_of(bool)),
     "call": lambda found: begins_with(found, is_text, is_text),
     "sent": lambda found: begins_with(found, is_text, is_text, is_object),
+    "priority": lambda found: found in get_args(Priority),
+    "expires_at": is_time,
 }
 """What says of each field whether its value is sound."""

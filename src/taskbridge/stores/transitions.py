@@ -61,6 +61,10 @@ def new(message: Message, delay_s: float = 0.0) -> Row:
         row["sent"] = message.args_json, message.kwargs_json, message.headers
     if message.flow:
         row["flow"] = message.flow
+        if message.keeps_call and message.priority != "normal":
+            row["priority"] = message.priority
+        if message.keeps_call and message.expires_at is not None:
+            row["expires_at"] = message.expires_at
     if delay_s > 0:
         row["state"], row["due_at"] = "scheduled", message.enqueued_at + delay_s
     return row
@@ -176,9 +180,14 @@ def flow_ended(old: Row | None, flow_id: str, ending: Ending) -> Row | None:
 
 
 def flow_reopened(old: Row | None, flow_id: str) -> Row | None:
-    """Return what it makes of such a record that its flow was reopened; None if nothing."""
-    if old is None or old.get("became") != flow_id or old["state"] not in FINAL:
+    """Return what it makes of such a record that its flow was reopened; None if it is another one's.
+
+    One that has not ended is written, too: somebody may be about to say that it ends as the flow has ended before.
+    """
+    if old is None or old.get("became") != flow_id:
         return None
+    if old["state"] not in FINAL:
+        return old.copy()
     now = _like(old, "running", old.get("attempt", 1))
     now["attempts"] = [*old.get("attempts", ())]
     now.pop("error", None)
@@ -278,7 +287,7 @@ def _won(row: Row, run: Run) -> bool:
 
 _LASTING: Final = (
     *("replays", "cancel_asked", "interrupt", "error", "over", "writer", "written_at"),
-    *("unique", "call", "digest", "sent", "flow", "became"),
+    *("unique", "call", "digest", "sent", "priority", "expires_at", "flow", "became"),
 )
 """The fields that don't depend on the state."""
 

@@ -96,7 +96,8 @@ def _cancel_flow(bridge: Bridge, id: str, _: Form) -> str:
 
 
 def _retry_flow(bridge: Bridge, id: str, _: Form) -> object:
-    return bridge.flows.status(id).state != "done" and bridge.flows.retry(id)
+    flow = bridge.flows.status(id)
+    return (flow.state != "done" or flow.is_stalled) and bridge.flows.retry(id)
 
 
 _PURGED: Final[dict[str, Any]] = {

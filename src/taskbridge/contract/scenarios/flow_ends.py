@@ -48,6 +48,9 @@ _TAKEN_UP_S: Final = 10.0
 _LONG_S: Final = 90.0
 """How long nothing has happened in a flow that may be stalled."""
 
+_KNOWN_S: Final = 2.0
+"""After which each worker knows that a flow is over."""
+
 _SENT_S: Final = 5.0
 """How soon the first steps of a flow are with the broker whose sender has died."""
 
@@ -300,6 +303,30 @@ def a_replay_reopens_its_flow(h: Harness) -> None:
         followed.went()
 
 
+@scenario("W10", on=(STORED,), where=with_records)
+def a_step_that_runs_as_its_flow_goes_on_is_tried_again(h: Harness) -> None:
+    """A step that still runs as its flow is reopened, and fails after that, has not ended badly: it is run again."""
+    h.start_worker(threads=4)
+    late = partial(Part, steps=(Step(outcome="raise", gate="late"), RETURN), policy="twice")
+    sick = Part(mark="late x", steps=(fail(),), heals="healed")
+    followed = Followed(h, chain("late many", grouping(sick, late(mark="late y")), single("late many b")))
+    one = built(h, chain("late one", Stage(parts=(late(mark="late z"),)), single("late one b"))).send()
+    for mark in ("late y", "late z"):
+        begun(h, mark)
+    followed.ends()
+    one.cancel()
+    h.pause(_KNOWN_S)
+    h.tasks.open("healed")
+    for handle in (followed.handle, one):
+        h.equal("what it says", handle.retry().state, "running")
+    begun(h, "late x", times=2)
+    h.tasks.open("late")
+    followed.ends(healed=("healed",))
+    h.equal("the result of the other one", result_of(h, one), "late one b")
+    h.idle()
+    h.equal("what has started twice", [len(starts_of(h, f"late {name} b")) for name in ("many", "one")], [1, 1])
+
+
 def _is_sick(part: Part) -> bool:
     return part.steps != (RETURN,)
 
@@ -362,7 +389,7 @@ def _instead(owner: Any, name: str, act: Callable[..., Any]) -> Generator[None]:
 
 @scenario("W11", on=(STORED,), where=with_records)
 def a_flow_that_is_stalled_is_put_right(h: Harness) -> None:
-    """A flow whose messages the broker has lost is stalled, and goes on when that is asked for, with the same ids."""
+    """A flow whose messages the broker has lost, or its callback, is stalled, and goes on when that is asked for."""
     two = grouping(*parts("two a", 3, queue="right"))  # each waits in a queue of its own
     plans = [chain("one", single("one a", queue="left"), single("one b")), chain("two", two, single("two b"))]
     with ExitStack() as lost:
@@ -370,16 +397,27 @@ def a_flow_that_is_stalled_is_put_right(h: Harness) -> None:
             if hasattr(h.bridge.broker, name):
                 lost.enter_context(_instead(h.bridge.broker, name, lambda *_, **__: ()))
         flows = [Followed(h, plan) for plan in plans]
-    handles = [followed.handle for followed in flows]
-    h.equal("whether they are stalled at once", [handle.status().is_stalled for handle in handles], [False, False])
+        three = built(
+            h, FlowPlan(stages=(single("three a"), single("three b")), end=Part(mark="three end", queue="vip"))
+        )
+        called = three.send()
+        called.cancel()
+    handles = [*(followed.handle for followed in flows), called]
+    ids = {handle.id for handle in handles}
+    h.equal("whether they are stalled at once", [handle.status().is_stalled for handle in handles], [False] * 3)
     now = h.bridge.now
     with _instead(h.bridge, "now", lambda: now() + _LONG_S):
-        h.equal("whether they are later", [handle.status().is_stalled for handle in handles], [True, True])
+        h.equal("whether they are later", [handle.status().is_stalled for handle in handles], [True] * 3)
+        h.equal("which ones are listed", {each.id for each in h.bridge.operations.flows(state="stalled").items}, ids)
+        h.equal("how many are counted", h.bridge.flows.counts()["stalled"], 3)
         found = [handle.retry() for handle in handles]
-    h.equal("whether they go on", [(status.state, status.is_stalled) for status in found], [("running", False)] * 2)
+        states = [(status.state, status.is_stalled) for status in found]
+        h.equal("whether they go on", states, [("running", False)] * 2 + [("cancelled", False)])
     h.start_worker(threads=4)
+    begun(h, "three end")
     for followed in flows:
         followed.ends()
     h.idle()
     for followed in flows:
         followed.went()
+    h.equal("what has started of the one that was cancelled", len(starts_of(h, "three a", "three end")), 1)
