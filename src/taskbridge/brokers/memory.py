@@ -30,12 +30,10 @@ class MemoryBroker:
         self._letters: list[tuple[float, str]] = []
 
     def publish(self, messages: Sequence[Message], *, timeout_s: float) -> None:
-        """Deliver messages to the engine's queues at once."""
         for message in messages:
             self._wire.deliver(self._wire.encode(message))
 
     def park(self, messages: Sequence[tuple[Message, float]], *, timeout_s: float) -> None:
-        """Keep messages until `promote_due` finds them due."""
         now = self._now()
         with self._changed:
             for message, delay_s in messages:
@@ -43,7 +41,6 @@ class MemoryBroker:
             self._changed.notify_all()
 
     def bury(self, letter: DeadLetter, *, timeout_s: float) -> None:
-        """Keep a dead letter until its time is over."""
         expires_at = self._now() + self._settings.dead_ttl_s
         with self._changed:
             self._letters.append((expires_at, letter.dumps()))
@@ -67,7 +64,6 @@ class MemoryBroker:
             return self._parked[0][0] if self._parked else None
 
     def pump(self, *, knows: Callable[[str], bool], stop: threading.Event, buried: Buried | None = None) -> None:
-        """Deliver parked messages as they fall due, until `stop` is set."""
         while not stop.is_set():
             self.promote_due(buried)
             with self._changed:
@@ -77,19 +73,16 @@ class MemoryBroker:
                     self._changed.wait(wait_s)
 
     def counts(self, queues: Sequence[str]) -> Counts:
-        """Return how much waits, is delayed and is dead."""
         waiting = {queue: self._wire.waiting(queue) for queue in queues}
         with self._changed:
             return Counts(waiting=waiting, delayed=len(self._parked), dead=len(self._live_letters()))
 
     def dead_letters(self, ids: Collection[str] | None = None) -> list[DeadLetter]:
-        """Return the dead letters, or those of these ids, the oldest first."""
         with self._changed:
             letters = [loads_letter(text) for text in self._live_letters()]
         return [letter for letter in letters if ids is None or letter.id in ids]
 
     def take_dead(self, decide: Decide, *, ids: Collection[str] | None = None, timeout_s: float) -> list[str]:
-        """Take dead letters out, and deliver what their messages become."""
         with self._changed:  # held while delivering, as in `promote_due`
             letters = {letter.id: letter for letter in self.dead_letters(ids)}
             fates = {letter_id: taken for letter_id, letter in letters.items() if (taken := decide(letter))}

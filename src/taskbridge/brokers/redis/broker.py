@@ -44,7 +44,7 @@ _log = logger("taskbridge.redis")
 class RedisBroker:
     """Keeps messages in Redis; what its methods take, return and raise is said in `Broker`.
 
-    Threads share it, and a forked process makes its own connections. Whatever takes no `timeout_s` has `send_timeout`.
+    Whatever takes no `timeout_s` has `send_timeout`.
     """
 
     def __init__(self, settings: Settings, wire: Wire[Sequence[RedisCommand]]) -> None:
@@ -106,11 +106,10 @@ class RedisBroker:
         raise PartlyPublished(worst, accepted=frozenset(accepted), unsure=frozenset(unsure)) from worst
 
     def bury(self, letter: DeadLetter, *, timeout_s: float) -> None:
-        """Keep a dead letter for the setting `dead_ttl`; the same id again replaces the first."""
+        """Keep a dead letter; the same id again replaces the first."""
         self._client.execute([burying(self._keys, letter, self._settings.dead_ttl_s)], timeout_s=timeout_s)
 
     def pump(self, *, knows: Callable[[str], bool], stop: threading.Event, buried: Buried | None = None) -> None:
-        """Publish parked messages as they fall due, until `stop` is set."""
         Pump(self._client, self._wire, self._keys, knows=knows, stop=stop, buried=buried).run()
 
     def counts(self, queues: Sequence[str]) -> Counts:
@@ -124,10 +123,6 @@ class RedisBroker:
         return Counts(waiting=waiting, delayed=delayed, dead=dead)
 
     def dead_letters(self, ids: Collection[str] | None = None) -> list[DeadLetter]:
-        """Return the dead letters, or those of these ids, the oldest first, and leave them where they are.
-
-        One that this release can't read comes with reason `undecodable`, and its text as `raw`.
-        """
         return [found.letter for part in self._dead_parts(ids, self._settings.send_timeout_s) for found in part]
 
     def dead_letters_since(self, died_at: float) -> Iterator[DeadLetter]:
@@ -205,7 +200,6 @@ class RedisBroker:
             yield _Dead(key=key, text=text, letter=letter)
 
     def ping(self, *, timeout_s: float) -> None:
-        """Return if Redis answers."""
         self._client.execute([("PING",)], timeout_s=timeout_s)
 
     # Probes: Redis forgets no item of a list by itself, so a hash holds what removes each, for whoever asks next
@@ -223,7 +217,6 @@ class RedisBroker:
             self._client.execute([*publishing, note], timeout_s=deadline - time.monotonic())
 
     def withdraw(self, probes: Sequence[Message], signs: Sequence[str], *, timeout_s: float) -> None:
-        """Remove what is left of these probes, and these signs."""
         self._remove_probes([probe.id for probe in probes], timeout_s)
         if signs:
             self._client.execute([("DEL", *(self._keys.sign + name for name in signs))], timeout_s=timeout_s)
@@ -237,31 +230,26 @@ class RedisBroker:
                 self._client.execute([*removing, ("HDEL", self._keys.probes, each)], timeout_s=timeout_s)
 
     def leave_signs(self, names: Sequence[str], *, life_s: float, timeout_s: float) -> None:
-        """Leave signs for so many seconds."""
         commands = [("SET", self._keys.sign + name, "", "PX", round(life_s * 1000)) for name in names]
         self._client.execute(commands, timeout_s=timeout_s)
 
     def see_signs(self, names: Sequence[str], *, timeout_s: float) -> Collection[str]:
-        """Return those of these signs that are there."""
         replies = self._client.execute([("MGET", *(self._keys.sign + name for name in names))], timeout_s=timeout_s)
         return {name for name, reply in zip(names, replies, strict=True) if reply is not None}
 
     # Whether the server is fit for messages
 
     def examine(self, queues: Sequence[str], *, management: str | None, timeout_s: float) -> Iterable[Remark]:
-        """Read what the server says of itself."""
         from taskbridge.brokers.redis.examination import examine  # here, for nothing but a command needs it
 
         return examine(self._client, self._settings.namespace, timeout_s=timeout_s)
 
     def forget(self, queues: Sequence[str], *, timeout_s: float) -> None:
-        """Remove these queues, and what this engine's bridges have parked."""
         keys, places = self._keys, chain.from_iterable(map(self._wire.places, queues))
         everything = "DEL", keys.due, keys.messages, keys.pumps, *places
         self._client.execute([("SREM", keys.engines, keys.engine), everything], timeout_s=timeout_s)
 
     def close(self) -> None:
-        """Close the connections; the next call makes new ones."""
         self._client.close()
 
 
