@@ -333,13 +333,13 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
 _ALWAYS: Final = 5  # how many fields each message has beside id, task and arguments: the form, and the four above
 
 
-def _is_of(*kinds: type) -> Callable[[Any], bool]:
-    """Return what tells whether a value has one of these types itself; a number must also be a time or a count."""
+def is_of(*kinds: type, most: float = END_OF_TIME) -> Callable[[Any], bool]:
+    """Return what tells whether a value has one of these types itself; a number must also be from 0 to `most`."""
 
     def is_sound(value: Any) -> bool:
         if type(value) not in kinds:  # a `bool` is no `int` here
             return False
-        return not isinstance(value, (int, float)) or 0 <= value <= END_OF_TIME
+        return not isinstance(value, (int, float)) or 0 <= value <= most
 
     return is_sound
 
@@ -374,8 +374,8 @@ def is_place(value: object) -> TypeGuard[str]:
     return found is not None and is_id(found[1]) and (found[2] is None or int(found[2]) < int(found[3]))
 
 
-_text, _count, _flag = _reading(_is_text), _reading(_is_of(int)), _reading(_is_of(bool))
-_time, _time_or_none = _reading(_is_of(int, float)), _reading(_is_of(int, float, NoneType))
+_text, _count, _flag = _reading(_is_text), _reading(is_of(int)), _reading(is_of(bool))
+_time, _time_or_none = _reading(is_of(int, float)), _reading(is_of(int, float, NoneType))
 _hash: Final = _reading(lambda value: isinstance(value, str) and _HASH.fullmatch(value) is not None)
 
 HEADERS_ARE: Final = "a header is text (with no half of a surrogate pair), a whole number of 64 bits, a bool or None"

@@ -12,7 +12,7 @@ from typing_extensions import Required
 
 from taskbridge.context import MOST_PROGRESS
 from taskbridge.durations import moment
-from taskbridge.message import END_OF_TIME, is_place
+from taskbridge.message import is_of, is_place
 from taskbridge.retry import ErrorInfo
 
 Sent = tuple[str, str, Mapping[str, Any]]
@@ -233,14 +233,8 @@ def status_of(message_id: str, row: Row) -> Status:
 
 
 def _attempt(row: AttemptRow) -> Attempt:
-    number, worker, started_at, ended_at, error = row[:5]  # what a newer release tells beside them is left out
-    return Attempt(
-        number=number,
-        worker=worker,
-        started_at=moment(started_at),
-        ended_at=moment(ended_at),
-        error=_error(error),
-    )
+    number, worker, began, over, error = row[:5]  # what a newer release tells beside them is left out
+    return Attempt(number=number, worker=worker, started_at=moment(began), ended_at=moment(over), error=_error(error))
 
 
 def _progress(row: ProgressRow | None) -> Progress | None:
@@ -273,22 +267,13 @@ _REQUIRED: Final = ("task", "queue", "state", "enqueued_at")
 _IsSound = Callable[[Any], bool]
 
 
-def _of(*kinds: type, most: float = END_OF_TIME) -> _IsSound:
-    def is_sound(value: Any) -> bool:
-        if type(value) not in kinds:  # a `bool` is no `int` here
-            return False
-        return not isinstance(value, int | float) or 0 <= value <= most
-
-    return is_sound
-
-
-is_object: Final[_IsSound] = _of(dict)
-is_list: Final[_IsSound] = _of(list)
-is_text: Final[_IsSound] = _of(str)
-is_count: Final[_IsSound] = _of(int)
-is_time: Final[_IsSound] = _of(int, float)
-_is_time_or_none = _of(int, float, NoneType)
-_is_amount, _is_amount_or_none = _of(int, float, most=MOST_PROGRESS), _of(int, float, NoneType, most=MOST_PROGRESS)
+is_object: Final[_IsSound] = is_of(dict)
+is_list: Final[_IsSound] = is_of(list)
+is_text: Final[_IsSound] = is_of(str)
+is_count: Final[_IsSound] = is_of(int)
+is_time: Final[_IsSound] = is_of(int, float)
+_is_time_or_none = is_of(int, float, NoneType)
+_is_amount, _is_amount_or_none = is_of(int, float, most=MOST_PROGRESS), is_of(int, float, NoneType, most=MOST_PROGRESS)
 
 
 def begins_with(found: Any, *items: _IsSound) -> bool:
@@ -317,7 +302,7 @@ _FIELDS: Final[Mapping[str, _IsSound]] = {
     "attempts": lambda found: is_list(found) and all(map(_is_attempt, found)),
     "error": _is_error,
     "progress": lambda found: begins_with(found, _is_amount, _is_amount_or_none, is_text, is_time),
-    **dict.fromkeys(("cancel_asked", "interrupt"), _of(bool)),
+    **dict.fromkeys(("cancel_asked", "interrupt"), is_of(bool)),
     "call": lambda found: begins_with(found, is_text, is_text),
     "sent": lambda found: begins_with(found, is_text, is_text, is_object),
 }
