@@ -13,7 +13,7 @@ from taskbridge.logs import logger
 from taskbridge.settings import Settings
 from taskbridge.stores.backend import ABSENT, NEW, Commit, Entry, Listed, ListKind, Page, Rank, Tally, Write
 from taskbridge.stores.base import Store
-from taskbridge.stores.sql.database import Database
+from taskbridge.stores.sql.database import Database, Values
 from taskbridge.stores.sql.groups import TOGETHER, SqlGroups
 from taskbridge.stores.sql.schema import TABLES, Run
 
@@ -101,11 +101,7 @@ class SqlBackend(SqlGroups):
         return [found.get(key) for key in keys]
 
     def create(self, entries: Sequence[tuple[str, str, float | None]], *, timeout_s: float) -> None:
-        values = [self._values(*each) for each in entries]
-        if len(values) == 1:
-            self._database.run(self._statements.create, values[0], timeout_s=timeout_s)
-        else:
-            self._database.run_all(self._statements.create, values, timeout_s=timeout_s)
+        self._database.run_all(self._statements.create, [self._values(*each) for each in entries], timeout_s=timeout_s)
 
     def write(self, writes: Sequence[Write], *, timeout_s: float) -> list[bool]:
         if len(writes) == 1 and not writes[0].cancels:
@@ -200,13 +196,16 @@ class SqlBackend(SqlGroups):
         self._database.run(self._statements.put, self._values(key, text, kept_s), timeout_s=timeout_s)
 
     def put_soon(self, key: str, text: str, *, kept_s: float) -> None:
-        """Keep a text; if that fails, none is kept for a second."""
-        if monotonic() < self._silent_until:
+        self._tried(f"{key} can't be written", self._statements.put, [self._values(key, text, kept_s)])
+
+    def _tried(self, problem: str, statement: str, values: Sequence[Values]) -> None:
+        """Carry a statement out for each of several values; if that fails, none is tried for a second."""
+        if not values or monotonic() < self._silent_until:
             return
         try:
-            self.put(key, text, kept_s=kept_s, timeout_s=_SOON_S)
+            self._database.run_all(statement, values, timeout_s=_SOON_S)
         except BrokerUnavailable as exc:
-            _log.warning("%s can't be written: %s", key, exc.problem)
+            _log.warning("%s: %s", problem, exc.problem)
             self._silent_until = monotonic() + _PAUSE_S
 
     def remove(self, keys: Collection[str], *, timeout_s: float) -> None:
@@ -228,25 +227,15 @@ class SqlBackend(SqlGroups):
         return max(len(self._database.run(each, {}, timeout_s=timeout_s)) for each in purges) >= TOGETHER
 
     def list_soon(self, entries: Sequence[Listed]) -> None:
-        """List messages; if that fails, none is listed for a second."""
-        if monotonic() < self._silent_until:
-            return
         rows = [
             self._its(id=each.id, state=each.state, queue=each.queue, at=each.at, kept_s=each.kept_s)
             for each in sorted(entries, key=lambda each: each.id)  # in order, so that no two lock each other
             if each.state is not None
         ]
         gone = [self._its(id=each.id, state=state) for each in entries if each.state is None for state in each.formers]
-        try:
-            if len(rows) == 1:
-                self._database.run(self._statements.list_one, rows[0], timeout_s=_SOON_S)
-            elif rows:
-                self._database.run_all(self._statements.list, rows, timeout_s=_SOON_S)
-            if gone:
-                self._database.run_all(self._statements.unlist, gone, timeout_s=_SOON_S)
-        except BrokerUnavailable as exc:
-            _log.warning("messages can't be listed: %s", exc.problem)
-            self._silent_until = monotonic() + _PAUSE_S
+        problem, statements = "messages can't be listed", self._statements
+        self._tried(problem, statements.list_one if len(rows) == 1 else statements.list, rows)
+        self._tried(problem, statements.unlist, gone)
 
     def listed(self, kind: ListKind, names: Sequence[str], *, before: Rank, most: int, timeout_s: float) -> list[Page]:
         deadline, found = monotonic() + timeout_s, list[Page]()

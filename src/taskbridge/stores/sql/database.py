@@ -80,7 +80,10 @@ class Database(ABC):
             yield run
 
     def run_all(self, statement: str, values: Sequence[Values], *, timeout_s: float) -> None:
-        """Carry one statement out for each of several values, in one transaction."""
+        """Carry one statement out for each of several values, in one transaction, and in one round trip for one."""
+        if len(values) == 1:
+            self.run(statement, values[0], timeout_s=timeout_s)
+            return
         with self._lent(timeout_s) as connection, self._transaction(connection):
             connection.cursor().executemany(self.written(statement), values)
 
