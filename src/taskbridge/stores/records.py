@@ -97,7 +97,8 @@ class Records:
             self.list_sent([(message, delay_s) for message, delay_s in messages if not message.replays])
         for message, delay_s in messages:
             if message.replays:  # of which there may be many: each has all the time
-                self._change(message.id, partial(_created, message, delay_s), monotonic() + timeout_s)
+                create = partial(transitions.created, message=message, delay_s=delay_s)
+                self._change(message.id, create, monotonic() + timeout_s)
 
     def creating(self, message: Message, delay_s: float, *, lists: bool) -> Sequence[RedisCommand]:
         """Return Redis commands that do what `create` does, for a Redis broker that shares the store's database.
@@ -105,14 +106,11 @@ class Records:
         The broker sends them along with the message, in one transaction. Nothing: use `create`. They list the message
         if they are to; else `list_sent` does.
         """
-        command = (
-            None if message.replays else self._backend.creating(*self.created(message, delay_s, message.enqueued_at))
-        )
+        made = () if message.replays else self.created(message, delay_s, message.enqueued_at)
+        command = self._backend.creating(*made) if made else None
         if command is None:
             return ()
-        if lists and self._lists:
-            return command, *self._backend.listing([self._as_sent(message, delay_s)])
-        return (command,)
+        return command, *(self._backend.listing([self._as_sent(message, delay_s)]) if lists and self._lists else ())
 
     def list_sent(self, messages: Sequence[tuple[Message, float]]) -> None:
         """List messages whose records are new, each with its delay in seconds, if messages are listed."""
@@ -247,8 +245,7 @@ class Records:
 
     def get(self, message_id: str, *, timeout_s: float) -> Status | None:
         """Return a record; None if there is none, or it is older than `result_ttl`."""
-        row, _ = self._read(message_id, timeout_s)
-        return None if row is None else status_of(message_id, row)
+        return self.find([message_id], timeout_s=timeout_s)[0]
 
     def watch(self, message_id: str, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake`, from any thread, whenever a message's record may have become final, until it is told to stop.
@@ -384,10 +381,6 @@ class Records:
                 start.row = self._change(start.message.id, start.decide, deadline)[1]
         for start in told:
             start.row = self._change(start.message.id, start.decide, deadline, seen=start.row, is_guess=True)[1]
-
-
-def _created(message: Message, delay_s: float, old: Row | None) -> Row | None:
-    return transitions.created(old, message, delay_s)
 
 
 def key_of(message_id: str) -> str:
