@@ -36,28 +36,19 @@ _Removal = tuple[Sequence[int], EncodedPublication | None]
 
 
 def take_out(
-    hosts: Hosts,
-    encoder: Encoder,
-    decide: Decide,
-    *,
-    ids: Collection[str] | None,
-    timeout_s: float,
-    declares: bool = False,
+    hosts: Hosts, encoder: Encoder, decide: Decide, *, ids: Collection[str] | None, timeout_s: float, declares: bool
 ) -> list[str]:
-    """Take dead letters out, up to 100 in a transaction, which also parks what is replayed.
+    """Take dead letters out, up to 100 in a transaction, which also parks what is replayed; see `Broker.take_dead`.
 
     A transaction ends with one `tx.commit`, which the server's channel carries out in one step: a client that dies
     before it has changed nothing. The server publishes before it acknowledges, so if it is killed at that instant it
-    may keep both, and never loses both. `timeout_s` is the time for reading, and for each transaction. Returned are the
-    ids of those that were taken out; if some may have been, and not all, it raises `BrokerUnavailable`. `declares` is
-    as in `reading`.
+    may keep both, and never loses both. `declares` is as in `reading`.
     """
-    topology = encoder.topology
+    topology, deadline = encoder.topology, Deadline(timeout_s)
     removals: list[tuple[str, _Removal]] = []
     taken: list[str] = []
     try:
-        kind, deadline = topology.kind, Deadline(timeout_s)
-        letters = reading(hosts, topology.dead, kind, deadline, spec.Tx.Select(), declares=declares)
+        letters = reading(hosts, topology.dead, topology.kind, deadline, spec.Tx.Select(), declares=declares)
         with letters as (channel, deliveries):
             removals += _removals(deliveries, encoder, decide, ids).items()
             while part := dict(removals[len(taken) : len(taken) + TOGETHER]):
