@@ -7,7 +7,7 @@ import socket
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import ceil, inf
@@ -29,15 +29,10 @@ Wake = Callable[[], None]
 
 @dataclass(eq=False, slots=True)
 class _Watch:
-    """Somebody who watches a key.
+    """Somebody who watches a key."""
 
-    Attributes:
-        wake: What to call.
-        heard: Set once no write of the key is missed any more; only then is `wake` called.
-    """
-
-    wake: Wake
-    heard: Event = field(default_factory=Event)
+    wake: Wake  # what to call
+    heard: Event = field(default_factory=Event)  # set once no write of the key is missed any more: only then it is
 
 
 class Watches:
@@ -80,15 +75,10 @@ class Watches:
         with self._lock:
             return tuple(self._watches.get(key, ()))
 
-    def hear(self, key: str) -> None:
-        """Tell who watches a key that no write of it is missed any more."""
-        for watch in self.of(key):
+    def hear(self, keys: Iterable[str]) -> None:
+        """Tell who watches keys that no write of them is missed any more."""
+        for watch in (each for key in keys for each in self.of(key)):
             watch.heard.set()
-
-    def hear_all(self) -> None:
-        """Tell everybody."""
-        for key in self.keys():
-            self.hear(key)
 
     def wake(self, key: str) -> None:
         """Wake who watches a key; who has not been heard of yet is told that, and looks by itself."""
@@ -140,7 +130,7 @@ class Notifications(Background, ABC):
         """End the thread, and its connection; nobody is woken any more."""
         self._stop.set()
         self._poke()
-        self._watches.hear_all()
+        self._watches.hear(self._watches.keys())
         self.stop()
         self._poked.close()
         self._poking.close()
@@ -209,8 +199,7 @@ class Notifications(Background, ABC):
 
     def _follow(self, connection: Any, keys: Collection[str]) -> None:
         """Have it hear of those of these keys that are watched, and of the others no more."""
-        for key in keys:
-            self._watches.hear(key)
+        self._watches.hear(keys)
 
     def _silence_s(self) -> float:
         """Return after how many seconds without a word it is time to `_ask`."""

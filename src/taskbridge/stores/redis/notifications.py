@@ -50,8 +50,7 @@ class RedisNotifications(Notifications):
             super()._follow(connection, keys)
             return
         watched = {key for key in keys if self._watches.of(key)}
-        for key in watched & self._subscribed - self._unanswered:
-            self._watches.hear(key)
+        self._watches.hear(watched & self._subscribed - self._unanswered)
         new, gone = watched - self._subscribed, self._subscribed.intersection(keys) - watched
         self._subscribed = (self._subscribed | new) - gone
         self._unanswered |= new
