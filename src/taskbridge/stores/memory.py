@@ -78,7 +78,12 @@ class MemoryBackend(Backend):
                     self._put(key, text, kept_s)
 
     def write(self, writes: Sequence[Write], *, timeout_s: float) -> list[bool]:
-        return self.commit([Commit((each,)) for each in writes], timeout_s=timeout_s)
+        with self._lock:
+            done = [self._write(each) for each in writes]
+        for write, is_done in zip(writes, done, strict=True):
+            if is_done and write.tells:
+                self._watches.wake(write.key)
+        return done
 
     def commit(self, commits: Sequence[Commit], *, timeout_s: float) -> list[bool]:
         done: list[bool] = []
@@ -121,7 +126,9 @@ class MemoryBackend(Backend):
         found = self._find(write.key)
         return found is None if write.seen == ABSENT else write.seen == head_of(found)
 
-    def _write(self, write: Write) -> None:
+    def _write(self, write: Write) -> bool:
+        if not self._fits(write):
+            return False
         if write.text is None:
             self._kept.pop(write.key, None)
         else:
@@ -131,6 +138,7 @@ class MemoryBackend(Backend):
             while self._cancelled and self._cancelled[0][1] <= self._now():
                 del self._cancelled[0]
                 self._cancelled_before += 1
+        return True
 
     def put(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> None:
         self.put_soon(key, text, kept_s=kept_s)
@@ -175,9 +183,8 @@ class MemoryBackend(Backend):
 
     def tally(self, write: Write, tally: Tally, *, timeout_s: float) -> bool | None:
         with self._lock:
-            if not self._fits(write):
+            if not self._write(write):
                 return None
-            self._write(write)
             group, entry = self._made(tally.key), tally.entry
             if tally.index not in group.ended:
                 group.ended[tally.index] = tally.ended, tally.text

@@ -32,7 +32,7 @@ class _Watch:
     """Somebody who watches a key."""
 
     wake: Wake  # what to call
-    heard: Event = field(default_factory=Event)  # set once no write of the key is missed any more: only then it is
+    heard: Event = field(default_factory=Event)  # set once no write of the key is missed; only then is `wake` called
 
 
 class Watches:

@@ -149,8 +149,7 @@ class Connection:
 
     def _log_in(self, deadline: Deadline) -> None:
         parameters = self._parameters
-        self.write(PREAMBLE, deadline)
-        start = self._expect(spec.Connection.Start, deadline)
+        start = self._answer(PREAMBLE, spec.Connection.Start, deadline)
         self.version = _version(start.server_properties.get("version"))
         mechanism, response = parameters.credentials.response_for(start)
         if mechanism is None:
@@ -158,22 +157,20 @@ class Connection:
                 f"RabbitMQ at {self.where} offers no way to log in that is supported, but {start.mechanisms!r}"
             )
         properties = {**_client_properties(), **(parameters.client_properties or {})}
-        self._tell(spec.Connection.StartOk(properties, mechanism, response, parameters.locale), deadline)
-        tune = self._expect(spec.Connection.Tune, deadline)
+        started = method_bytes(0, spec.Connection.StartOk(properties, mechanism, response, parameters.locale))
+        tune = self._answer(started, spec.Connection.Tune, deadline)
         self.frame_max = _smaller(tune.frame_max, parameters.frame_max)
         self._channel_max = _smaller(tune.channel_max, parameters.channel_max)
         named_s = parameters.heartbeat
         self._heartbeat_s = named_s if isinstance(named_s, int) else _smaller(tune.heartbeat, HEARTBEAT_S)
         if self._heartbeat_s:
             self.read_s = min(_LONGEST_READ_S, self._heartbeat_s / 4)
-        self._tell(spec.Connection.TuneOk(self._channel_max, self.frame_max, int(self._heartbeat_s)), deadline)
-        self._tell(spec.Connection.Open(parameters.virtual_host), deadline)
-        self._expect(spec.Connection.OpenOk, deadline)
+        tuned = spec.Connection.TuneOk(self._channel_max, self.frame_max, int(self._heartbeat_s))
+        opening = method_bytes(0, tuned) + method_bytes(0, spec.Connection.Open(parameters.virtual_host))
+        self._answer(opening, spec.Connection.OpenOk, deadline)
 
-    def _tell(self, method: Any, deadline: Deadline) -> None:
-        self.write(method_bytes(0, method), deadline)
-
-    def _expect(self, kind: type[Any], deadline: Deadline) -> Any:
+    def _answer(self, said: bytes, kind: type[Any], deadline: Deadline) -> Any:
+        self.write(said, deadline)
         self.wait(lambda: bool(self._replies), deadline)
         reply = self._replies.pop(0)
         if not isinstance(reply, kind):
@@ -310,7 +307,7 @@ class Connection:
         """Close the connection; what is not acknowledged has gone back to its queue then, if the server answers."""
         deadline = Deadline(timeout_s)
         try:
-            self._tell(spec.Connection.Close(200, "Normal shutdown", 0, 0), deadline)
+            self.write(method_bytes(0, spec.Connection.Close(200, "Normal shutdown", 0, 0)), deadline)
             self.wait(lambda: self.problem is not None, deadline)
         except ClientError as exc:
             _log.debug("connection to RabbitMQ at %s closed: %s", self.where, exc)
