@@ -10,12 +10,12 @@ import pytest
 from redis.exceptions import ClusterDownError, NoPermissionError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from taskbridge.brokers.redis.places import Place, place_of
+from taskbridge.brokers.redis.places import Place
 from taskbridge.engines.celery import redis_queues
 from taskbridge.engines.celery.redis_queues import Watch
 from taskbridge.exceptions import BrokerUnavailable
 
-PLACE = place_of("redis://")
+PLACE = Place("redis://")
 
 
 class Loop:
@@ -211,7 +211,7 @@ def test_where_listening_is_not_permitted_it_stays_connected_and_says_so_once(
 
 def test_a_cluster_that_is_down_does_not_count_as_a_refusal(server: Server, loop: Loop) -> None:
     server.refused["HELLO"] = ClusterDownError("the cluster is down")
-    watch = Watch(place_of("redis://h", "{shop}"), lambda: None, answers=lambda: True)
+    watch = Watch(Place("redis://h", "{shop}"), lambda: None, answers=lambda: True)
     with pytest.raises(BrokerUnavailable):
         watch.is_quiet(["q"], in_vain=False)
 
@@ -221,7 +221,7 @@ def test_a_cluster_that_is_down_does_not_count_as_a_refusal(server: Server, loop
 
 
 def test_it_follows_the_queues_to_another_server(server: Server, loop: Loop) -> None:
-    place = place_of("redis://h", "{shop}")
+    place = Place("redis://h", "{shop}")
     watch = Watch(place, lambda: None, answers=lambda: True)
     watch.serve(loop)
     assert watch.is_quiet(["q"], in_vain=False)

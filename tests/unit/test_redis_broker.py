@@ -23,10 +23,9 @@ import pytest
 import redis
 
 from taskbridge.brokers.base import Counts
-from taskbridge.brokers.redis import RedisBroker
+from taskbridge.brokers.redis import RedisBroker, places
 from taskbridge.brokers.redis import client as client_module
 from taskbridge.brokers.redis.client import connector
-from taskbridge.brokers.redis.places import place_of
 from taskbridge.contract.ports import free_port
 from taskbridge.contract.proxy import Proxy
 from taskbridge.contract.stopwatch import Stopwatch
@@ -191,7 +190,7 @@ class TestAddresses:
                 return made[-1]
 
             monkeypatch.setattr(ssl, "create_default_context", counting)
-            connect = connector(place_of(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={tmp_path / 'cert'}"))
+            connect = connector(places.Place(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={tmp_path / 'cert'}"))
             links = [connect(5) for _ in range(2)]
             assert len(made) == 1, "connections share what TLS needs"
             monkeypatch.setattr(client_module, "_CONTEXT_S", -1.0)
@@ -933,7 +932,7 @@ class TestOdd:
         assert password not in "".join(traceback.format_exception(caught.value))
 
     def test_what_makes_connections_shows_no_password(self) -> None:
-        assert "s3cret" not in repr(connector(place_of("redis://ann:s3cret@127.0.0.1:1/0")))
+        assert "s3cret" not in repr(connector(places.Place("redis://ann:s3cret@127.0.0.1:1/0")))
 
     def test_an_address_of_a_family_that_the_system_has_not_is_passed_over(
         self, redis_server: PrivateRedis, place: Place, monkeypatch: pytest.MonkeyPatch

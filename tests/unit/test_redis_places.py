@@ -18,7 +18,7 @@ from redis.exceptions import ReadOnlyError
 
 from taskbridge.brokers.redis import broker
 from taskbridge.brokers.redis.client import Client, Script, client_of, connector, pool
-from taskbridge.brokers.redis.places import place_of
+from taskbridge.brokers.redis.places import Place
 from taskbridge.contract.ports import free_port
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.engines.celery.redis_queues import RedisQueues
@@ -129,7 +129,7 @@ class TestUrls:
         assert hosts_of("u,v:p@h1:1,[::1]:2,h3") == [("h1", 1), ("::1", 2), ("h3", None)]
 
     def test_options_of_the_sentinels_are_theirs(self) -> None:
-        place: Any = place_of("redis+sentinel://u:p@h1/shop/1?sentinel_password=s&sentinel_username=t&timeout=3", "")
+        place: Any = Place("redis+sentinel://u:p@h1/shop/1?sentinel_password=s&sentinel_username=t&timeout=3", "")
         assert place._of_sentinels == {"password": "s", "username": "t", "ssl": False}
         assert {key: place.options[key] for key in ("username", "password", "db")} == {
             "username": "u",
@@ -151,7 +151,7 @@ class TestUrls:
         monkeypatch.chdir(tmp_path)
         for name in ("ca", "other"):
             (tmp_path / name).touch()
-        place: Any = place_of(f"rediss+sentinel://h1/shop/0?{query}", "")
+        place: Any = Place(f"rediss+sentinel://h1/shop/0?{query}", "")
         assert place._of_sentinels == expected
         assert place.options["ssl_ca_certs"] == "ca"
 
@@ -164,12 +164,12 @@ class TestUrls:
     )
     def test_a_file_that_can_not_be_read_is_named_with_its_option(self, url: str, named: str) -> None:
         with pytest.raises(SettingsError, match=f"TLS can't be read, of {named}: .*No such file"):
-            place_of(url, "")
+            Place(url, "")
 
     @pytest.mark.parametrize("option", ["sentinel_pasword=x", "sentinel_db=x", "pasword=x"])
     def test_a_wrong_option_is_refused(self, option: str) -> None:
         with pytest.raises(SettingsError, match="redis-py can't read"):
-            place_of(f"redis+sentinel://h1/shop/0?{option}")
+            Place(f"redis+sentinel://h1/shop/0?{option}")
 
     @pytest.mark.parametrize("value", [-1, 1.5, True, "x"])
     def test_a_wrong_number_of_replicas_is_refused(self, value: object) -> None:
@@ -328,13 +328,13 @@ class TestSeveralHosts:
 
     def test_redis_pys_own_connections_lead_there_too(self) -> None:
         with serving(INFO=REPLICA) as replica, serving(GET=b"$1\r\nx\r\n") as server:
-            connections = pool(place_of(hosts(replica.port, server.port)), protocol=2)
+            connections = pool(Place(hosts(replica.port, server.port)), protocol=2)
             with redis.Redis(connection_pool=connections) as client:
                 assert client.get("a") == b"x"
 
     def test_redis_pys_own_connections_leave_a_server_that_has_become_a_replica(self) -> None:
         with serving(SET=b"-READONLY no\r\n") as first, serving() as second:
-            connections = pool(place_of(hosts(first.port, second.port)), protocol=2)
+            connections = pool(Place(hosts(first.port, second.port)), protocol=2)
             with redis.Redis(connection_pool=connections) as client:
                 with pytest.raises(ReadOnlyError):
                     client.set("a", "b")
@@ -360,7 +360,7 @@ class TestCluster:
             second.answers |= {"SET": moved, "EXISTS": moved}
             assert client.execute([("SET", "{shop}:a", "b")], timeout_s=5, once=True) == b"OK"
             assert (second.count("SET"), third.count("SET")) == (2, 1)
-            assert connector(place_of(hosts(first.port), "{shop}"))(5).address == ("127.0.0.1", third.port)
+            assert connector(Place(hosts(first.port), "{shop}"))(5).address == ("127.0.0.1", third.port)
 
     def test_in_a_transaction_it_is_followed_too_and_carried_out_once(self) -> None:
         with serving(SET=b"+QUEUED\r\n", EXEC=b"*2\r\n+OK\r\n+OK\r\n") as second, serving() as first:
@@ -451,6 +451,6 @@ class TestReplicas:
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_a_real_server_is_found_by_either_protocol(redis_server: PrivateRedis, protocol: int) -> None:
     url = hosts(free_port(), redis_server.port)
-    link = connector(place_of(url, "{shop}"), protocol=protocol)(5)
+    link = connector(Place(url, "{shop}"), protocol=protocol)(5)
     assert link.ask("PING") == b"PONG"
     link.close()

@@ -17,7 +17,7 @@ import pytest
 
 from taskbridge import Bridge, Event, Message, Unique
 from taskbridge.brokers.redis.client import Client
-from taskbridge.brokers.redis.places import place_of
+from taskbridge.brokers.redis.places import Place
 from taskbridge.durations import moment
 from taskbridge.exceptions import BrokerUnavailable, SendError, StoreUnavailable
 from taskbridge.message import new_id
@@ -559,7 +559,7 @@ def test_a_forked_process_has_connections_of_its_own(redis_server: PrivateRedis)
 
 
 def test_a_key_that_was_left_and_is_watched_again_is_heard_of_when_redis_says_so() -> None:
-    notifications = RedisNotifications(1.0, place_of("redis://nowhere"), "prefix:")
+    notifications = RedisNotifications(1.0, Place("redis://nowhere"), "prefix:")
     sent, woken = list[bytes](), list[str]()
     connection: Any = SimpleNamespace(send=sent.append)
     subscribed, unsubscribed = ([word, b"prefix:key", 1] for word in (b"subscribe", b"unsubscribe"))
@@ -581,7 +581,7 @@ def test_a_key_that_was_left_and_is_watched_again_is_heard_of_when_redis_says_so
 
 
 def test_a_key_that_is_looked_at_twice_is_heard_of_once_redis_has_answered() -> None:
-    notifications, woken = RedisNotifications(1.0, place_of("redis://nowhere"), "prefix:"), list[str]()
+    notifications, woken = RedisNotifications(1.0, Place("redis://nowhere"), "prefix:"), list[str]()
     connection: Any = SimpleNamespace(send=lambda _: None)
 
     with closing(notifications):
@@ -595,7 +595,7 @@ def test_a_key_that_is_looked_at_twice_is_heard_of_once_redis_has_answered() -> 
 
 
 def test_who_was_heard_of_before_an_outage_is_woken_by_the_next_subscription() -> None:
-    notifications, woken = RedisNotifications(1.0, place_of("redis://nowhere"), "prefix:"), list[str]()
+    notifications, woken = RedisNotifications(1.0, Place("redis://nowhere"), "prefix:"), list[str]()
     connection: Any = SimpleNamespace(send=lambda _: None)
 
     with closing(notifications):

@@ -17,7 +17,7 @@ import redis
 
 from taskbridge.brokers.redis import RedisBroker, connect
 from taskbridge.brokers.redis.client import pool
-from taskbridge.brokers.redis.places import place_of
+from taskbridge.brokers.redis.places import Place
 from taskbridge.contract import matrix
 from taskbridge.engines.celery.wire import RedisWire as CeleryWire
 from taskbridge.engines.dramatiq.wire import RedisWire as DramatiqWire
@@ -263,7 +263,7 @@ def patient(cluster: PrivateRedisCluster) -> Generator[None]:
 
 
 def client_of(url: str) -> Any:
-    return redis.Redis(connection_pool=pool(place_of(url, NAMESPACE), protocol=2, socket_timeout=10))
+    return redis.Redis(connection_pool=pool(Place(url, NAMESPACE), protocol=2, socket_timeout=10))
 
 
 def move_slot(cluster: PrivateRedisCluster, key: str, *, pause_s: float) -> None:

@@ -27,7 +27,7 @@ from redis import exceptions as errors
 
 from taskbridge.background import in_time
 from taskbridge.brokers.base import RedisCommand
-from taskbridge.brokers.redis.places import REFUSALS, TROUBLE, Address, Place, place_of
+from taskbridge.brokers.redis.places import REFUSALS, TROUBLE, Address, Place
 from taskbridge.exceptions import BrokerUnavailable
 from taskbridge.settings import without_credentials
 
@@ -315,7 +315,7 @@ class Client:
 
     def __init__(self, url: str, namespace: str = "") -> None:
         self._shown = without_credentials(url)
-        self.place: Final = place_of(url, namespace)
+        self.place: Final = Place(url, namespace)
         self._connect = connector(self.place)
         self._packed: Final[Callable[[Request], bytes]] = self._with_absent if self.place.absent else pack
         self._idle: deque[Link] = deque()

@@ -12,7 +12,6 @@ Where it may be another one some day, each new connection is vetted before it is
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from time import monotonic
@@ -65,12 +64,12 @@ class Place:
     """The server that has a namespace's keys, and how to connect to it; raises `SettingsError` for a URL it can't read.
 
     So it does for a file of TLS that can't be read. Threads share it. `url` is as the setting `url` has it after the
-    engine, normalised; `namespace` is empty, for all of them, unless it is in braces.
+    engine, normalised; `namespace` counts only if it is in braces.
 
     `kind` is the class of redis-py's connections to it, and `options` what these are made with, but for host and port.
     """
 
-    def __init__(self, url: str, namespace: str) -> None:
+    def __init__(self, url: str, namespace: str = "") -> None:
         parts = urlsplit(url)
         scheme, _, by_sentinel = parts.scheme.partition("+")
         self._hosts = [(host, port or (26379 if by_sentinel else 6379)) for host, port in hosts_of(parts.netloc)]
@@ -95,7 +94,8 @@ class Place:
             raise SettingsError("url", problem) from exc
         _read_files(options)
         # A key in the namespace's slot that never exists, for no queue has this name; empty without a namespace.
-        self.absent: Final = "" if scheme == "unix" or not namespace else f"{namespace}::absent"
+        is_node = scheme != "unix" and namespace.startswith("{")
+        self.absent: Final = f"{namespace}::absent" if is_node else ""
         self.may_move: Final = self._may_be_replica or bool(self.absent)  # another server may take its place
         self.found: Address | None = None  # where it was last; None if that isn't known, or not any more
 
@@ -199,13 +199,3 @@ def _sentinel_options(scheme: str, options: Mapping[str, str]) -> Mapping[str, A
     made: dict[str, Any] = {**_redis_py.parse_url(f"redis://?{urlencode(own)}"), "ssl": tls}
     redis.Redis(**made).close()  # redis-py checks options only when it makes a client
     return made
-
-
-_shared: Final[weakref.WeakValueDictionary[tuple[str, str], Place]] = weakref.WeakValueDictionary()
-
-
-def place_of(url: str, namespace: str = "") -> Place:
-    """Return the place of a URL and namespace that all in this process share; raises as `Place` does."""
-    tag = namespace if namespace.startswith("{") else ""
-    place = _shared.get((url, tag))
-    return _shared.setdefault((url, tag), Place(url, tag)) if place is None else place
