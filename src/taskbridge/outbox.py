@@ -13,7 +13,7 @@ store as it is relayed, and again if it is relayed twice, which changes nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
@@ -23,6 +23,7 @@ from taskbridge.brokers.base import Buried, Taken, hand_over, unpublished
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NewerFormError, PartlyPublished
 from taskbridge.logs import logger
 from taskbridge.message import DeadLetter, Message
+from taskbridge.stores.backend import Outbox
 from taskbridge.stores.entries import OF_FLOWS, Held, loads_held
 from taskbridge.transactions import OUTBOX
 
@@ -55,25 +56,6 @@ _APPLICATIONS: Final = "the application's"
 
 _TOGETHER: Final = 100
 _LEASE_S: Final = 6.0  # how long an entry is left to the worker that was told of it, and how soon it is tried again
-
-
-class Outbox(Protocol):
-    """What a relay looks into; a store's backend is one. Calls raise `BrokerUnavailable` if they fail."""
-
-    def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
-        """Return ids and texts of entries that are due; each is due again after `lease_s`.
-
-        Of any number that ask at once, one is told of an entry.
-        """
-        ...
-
-    def remove_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
-        """Remove entries; if that is undone, they are published again."""
-        ...
-
-    def hand_on_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
-        """Have entries be due at once: nobody here can publish them."""
-        ...
 
 
 class ApplicationOutbox(Outbox, Protocol):

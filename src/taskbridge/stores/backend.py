@@ -15,7 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal, Protocol
 
 from taskbridge.brokers.base import RedisCommand, Remark
 from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
@@ -204,8 +204,30 @@ def head_of(text: str | None) -> str:
     return NEW if text is None else text.partition("\n")[0]
 
 
-class Backend(ABC):
-    """The texts of a bridge's namespace.
+class Outbox(Protocol):
+    """What is looked into for what is due: a store's backend, or what an application has in its own database.
+
+    Calls raise `BrokerUnavailable` if they fail.
+    """
+
+    @abstractmethod
+    def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
+        """Return ids and texts of entries that are due; each is due again after `lease_s`.
+
+        Of any number that ask at once, one is told of an entry.
+        """
+
+    @abstractmethod
+    def remove_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
+        """Remove entries, perhaps after this returns; if this process's end undoes it, they are published again."""
+
+    @abstractmethod
+    def hand_on_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
+        """Have entries be due at once: nobody here can publish them."""
+
+
+class Backend(Outbox, ABC):
+    """The texts of a bridge's namespace, and its outbox.
 
     Attributes:
         is_shared: Whether other processes see what is kept, and it outlives this one.
@@ -245,19 +267,8 @@ class Backend(ABC):
             StoreUnavailable: None was done; or all of them may have been, if it is `maybe_taken`.
         """
 
-    @abstractmethod
-    def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
-        """Return ids and texts of entries of the outbox that are due; each is due again after `lease_s`.
-
-        Of any number that ask at once, one is told of an entry.
-        """
-
-    @abstractmethod
-    def remove_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
-        """Remove entries from the outbox; this process's end may undo it, and it need not be waited for."""
-
     def hand_on_entries(self, ids: Collection[str], *, timeout_s: float) -> None:
-        """Have entries of the outbox be due at once, those that are there: nobody here can publish them."""
+        """Have entries of the outbox be due at once, those that are there."""
         self.commit([Commit((), [Entry(each, None) for each in ids])], timeout_s=timeout_s)
 
     @abstractmethod
