@@ -107,19 +107,12 @@ class Counts:
 
 
 class Held(NamedTuple):
-    """A message that a worker has taken from a queue, and holds.
+    """A message that a worker has taken from a queue, and holds."""
 
-    Attributes:
-        tag: Means this delivery.
-        queue: From which of the queues that were asked for it came, counted from 0.
-        text: Its bytes; where a queue of Dramatiq's has an item that is no id, that item.
-        suspect: Whether it may have been started before.
-    """
-
-    tag: str
-    queue: int
-    text: bytes
-    suspect: bool
+    tag: str  # means this delivery
+    queue: int  # from which of the queues that were asked for it came, counted from 0
+    text: bytes  # its bytes; where a queue of Dramatiq's has an item that is no id, that item
+    suspect: bool  # whether it may have been started before
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

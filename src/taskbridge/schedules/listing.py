@@ -19,6 +19,7 @@ from taskbridge.exceptions import (
     UnsupportedError,
     nearest,
 )
+from taskbridge.logs import logger
 from taskbridge.message import Message
 from taskbridge.routing import check_known
 from taskbridge.schedules.plan import CatchUp, Overlap, Schedule, Timing, named, timing_of
@@ -34,12 +35,14 @@ from taskbridge.schedules.stored import (
     using_of,
 )
 from taskbridge.stores.base import Store
-from taskbridge.stores.ticks import DELETED_KEPT_S, Plan, ScheduleState, Ticks, tell_missed
+from taskbridge.stores.ticks import DELETED_KEPT_S, Plan, ScheduleState, Ticks
 from taskbridge.tasks import Call, SendOptions
 
 if TYPE_CHECKING:
     from taskbridge.bridge import Bridge
     from taskbridge.sending import Sending
+
+_log = logger("taskbridge.scheduler")
 
 SCHEDULE_HEADER: Final = "taskbridge.schedule"
 """The header that names the schedule which sent a message."""
@@ -299,7 +302,7 @@ class Schedules:
             return put, begun, None
 
         change(self._store_to_change().backend, name, decide, timeout_s=self._timeout_s)
-        tell_missed(name, unsent, "it was changed first", most=MOST_CUT_OFF)
+        _tell(name, unsent)
         self.follow(at_once=True)
         if enabled:
             self.resume(name)
@@ -325,7 +328,7 @@ class Schedules:
             return None, Plan(state=ended), DELETED_KEPT_S
 
         old = change(self._store_to_change().backend, name, decide, timeout_s=self._timeout_s)
-        tell_missed(name, unsent, "it was changed first", most=MOST_CUT_OFF)
+        _tell(name, unsent)
         self.follow(at_once=True)
         if old is None:
             self._check_own(name, "remove it there, or pause it")
@@ -400,6 +403,14 @@ class Schedules:
 def tick_id(namespace: str, schedule: str, planned_at: float) -> str:
     """Return the id of the message of a tick, the same whoever sends it."""
     return str(uuid5(_TICKS, f"{namespace}\0{schedule}\0{planned_at!r}"))
+
+
+def _tell(name: str, missed: Sequence[float]) -> None:
+    """Log what an edit has cut off."""
+    if missed:
+        first, last = moment(missed[0]).isoformat(), moment(missed[-1]).isoformat()
+        many = f"at least {len(missed)}" if len(missed) == MOST_CUT_OFF else str(len(missed))
+        _log.warning("schedule %s: %s missed, from %s to %s (it was changed first)", name, many, first, last)
 
 
 def _entry(schedule: Schedule, source: Source, state: ScheduleState, now: float, runs: int) -> ScheduleEntry:

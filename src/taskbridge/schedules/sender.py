@@ -50,21 +50,13 @@ _WITNESS_S: Final = 3.0
 
 @dataclass(kw_only=True, slots=True)
 class _Watched:
-    """What a scheduler remembers of a schedule while it can send.
+    """What a scheduler remembers of a schedule while it can send."""
 
-    Attributes:
-        revision: Of the schedule's definition.
-        since: From when on it could: what was due until then is missed, unless somebody else knows better.
-        look_at: When to look at it again.
-        settled_until: Up to where it was settled when others were last seen to go on.
-        seen_at: When that was.
-    """
-
-    revision: int
-    since: float
-    look_at: float = 0.0
-    settled_until: float | None = None
-    seen_at: float = 0.0
+    revision: int  # of the schedule's definition
+    since: float  # from when on it could: what was due until then is missed, unless somebody else knows better
+    look_at: float = 0.0  # when to look at it again
+    settled_until: float | None = None  # up to where it was settled when others were last seen to go on
+    seen_at: float = 0.0  # when that was
 
     def is_alone(self, settled_until: float, now: float) -> bool:
         """Return whether nobody else goes on with the schedule.

@@ -66,10 +66,17 @@ _SAID_IN_A_LIFE: Final = 4  # how often a worker says that it is alive in the ti
 class Claim(Enum):
     """What may be done with a message that may have been delivered before."""
 
-    RUN = "run"  # the attempt was never started: run it
-    ENDED = "ended"  # its verdict has been carried out: drop this delivery
-    RUNNING = "running"  # a live worker runs it: look again later
-    LOST = "lost"  # its worker is gone: the attempt failed, with `WorkerLost`
+    RUN = "run"
+    """The attempt was never started: run it."""
+
+    ENDED = "ended"
+    """Its verdict has been carried out: drop this delivery."""
+
+    RUNNING = "running"
+    """A live worker runs it: look again later."""
+
+    LOST = "lost"
+    """Its worker is gone: the attempt failed, with `WorkerLost`."""
 
 
 class Worker(Background):

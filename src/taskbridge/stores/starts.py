@@ -35,19 +35,12 @@ _PAUSE_S: Final = 1.0  # how long nothing is written after a failure; what comes
 
 @dataclass(eq=False, slots=True)
 class Started:
-    """A run that has started.
-
-    Attributes:
-        message: Its message.
-        run: Who runs it, and since when.
-        writer: The process that writes about it.
-        row: The record as the start has left it; None if that isn't known.
-    """
+    """A run that has started."""
 
     message: Message
-    run: Run
-    writer: str
-    row: Row | None = None
+    run: Run  # who runs it, and since when
+    writer: str  # the process that writes about it
+    row: Row | None = None  # the record as the start has left it; None if that isn't known
 
     def decide(self, old: Row | None) -> Row | None:
         """Return what the start makes of a record."""

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from functools import partial
-from math import inf
 from time import monotonic
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -30,7 +29,7 @@ _log = logger("taskbridge.scheduler")
 _NOTED: Final = "schedules"
 """The key of what is noted of all schedules: by its name, each one's task, and when it is due."""
 
-_CUT_OFF: Final = "changed as it was to send"
+
 _LONGEST_LEASE_S: Final = 60.0  # for how long a tick is claimed at most
 
 DELETED_KEPT_S: Final = 3600.0
@@ -40,10 +39,17 @@ DELETED_KEPT_S: Final = 3600.0
 class TickClaim(Enum):
     """What may be done about a tick."""
 
-    OURS = "ours"  # nobody has claimed it before: send it
-    AGAIN = "again"  # who claimed it is past its lease and may have sent it or not: send it, marked as redelivered
-    CLAIMED = "claimed"  # somebody else is about to send it: look again later
-    SETTLED = "settled"  # it was sent or skipped, or the schedule is no more as it was seen: look again
+    OURS = "ours"
+    """Nobody has claimed it before: send it."""
+
+    AGAIN = "again"
+    """Who claimed it is past its lease and may have sent it or not: send it, marked as redelivered."""
+
+    CLAIMED = "claimed"
+    """Somebody else is about to send it: look again later."""
+
+    SETTLED = "settled"
+    """It was sent or skipped, or the schedule is no more as it was seen: look again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -270,7 +276,7 @@ class Ticks:
         answer = self._change(schedule, decide, timeout_s)
         if answer in (TickClaim.OURS, TickClaim.AGAIN):
             self._claimed[schedule] = claimed.dumps()
-            tell_missed(schedule, lapsed, _CUT_OFF)
+            _tell_cut_off(schedule, lapsed)
         return answer
 
     def release(self, schedule: str, planned_at: float, *, claimant: str, timeout_s: float) -> None:
@@ -288,7 +294,7 @@ class Ticks:
             return False, replace(plan, claims=_without(plan.claims, (planned_at,)))
 
         is_missed = self._change(schedule, decide, timeout_s, seen=self._claimed.pop(schedule, None))
-        tell_missed(schedule, (planned_at,) if is_missed else (), _CUT_OFF)
+        _tell_cut_off(schedule, (planned_at,) if is_missed else ())
 
     def settle(self, schedule: str, planned_at: float, *, message_id: str, missed: int, timeout_s: float) -> None:
         """Say that a tick, and all before it, are settled, and remove their claims; never goes back.
@@ -360,12 +366,11 @@ def _anew(at: float, plan: Plan) -> tuple[None, Plan]:
     return None, Plan(state=replace(state, settled_until=until), claims=claims)
 
 
-def tell_missed(schedule: str, missed: Sequence[float], why: str, *, most: float = inf) -> None:
-    """Log which ticks of a schedule were missed for it was changed; if they are `most`, there may be others."""
+def _tell_cut_off(schedule: str, missed: Sequence[float]) -> None:
+    """Log ticks that were about to be sent as their schedule was changed, and count as missed."""
     if missed:
-        first, last = moment(min(missed)).isoformat(), moment(max(missed)).isoformat()
-        many = f"at least {len(missed)}" if len(missed) >= most else str(len(missed))
-        _log.warning("schedule %s: %s missed, from %s to %s (%s)", schedule, many, first, last, why)
+        first, last, many = moment(min(missed)).isoformat(), moment(max(missed)).isoformat(), len(missed)
+        _log.warning("schedule %s: %d missed, from %s to %s (changed as it was to send)", schedule, many, first, last)
 
 
 def key_of(schedule: str) -> str:

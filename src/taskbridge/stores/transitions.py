@@ -34,17 +34,11 @@ CANCELLATION_KEPT_S: Final = 7 * 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run that a process knows of, for it has started it.
-
-    Attributes:
-        worker: The worker's name.
-        at: When it started.
-        progress: How far it has come, if it has told.
-    """
+    """A run that a process knows of, for it has started it."""
 
     worker: str
-    at: float
-    progress: ProgressRow | None = None
+    at: float  # when it started
+    progress: ProgressRow | None = None  # how far it has come, if it has told
 
 
 def created(old: Row | None, message: Message, delay_s: float) -> Row | None:
