@@ -31,7 +31,7 @@ class _Statements:
     """
 
     def __init__(self, database: Database) -> None:
-        now, until = database.now, f"{database.now} + :kept_s"
+        now, until, light = database.now, f"{database.now} + :kept_s", database.light
         key = "namespace = :namespace AND key = :key"
         keys = f"namespace = :namespace AND key {database.among}"
         kept = f"(until IS NULL OR until > {now})"
@@ -42,40 +42,41 @@ class _Statements:
         old = f"SELECT namespace, key FROM taskbridge_text WHERE until < {now} LIMIT {TOGETHER} {database.skip_locked}"
         self.find: Final = f"SELECT key, head, rest FROM taskbridge_text WHERE {keys} AND {kept}"
         self.create: Final = f"{insert} DO NOTHING"
-        self.put: Final = f"{insert} {replace} RETURNING {database.light}"
+        self.put: Final = f"{insert} {replace} RETURNING {light}"
         self.begin: Final = f"""{insert} {replace} WHERE t.head = :seen OR t.until <= {now}
             RETURNING {database.notify}"""
         self.go_on: Final = f"""UPDATE taskbridge_text
             SET head = :head, rest = :rest, told = :tells, until = {until} WHERE {key} AND head = :seen AND {kept}
             RETURNING {database.notify}"""
         self.end: Final = f"DELETE FROM taskbridge_text WHERE {key} AND head = :seen RETURNING key"
-        self.remove: Final = f"DELETE FROM taskbridge_text WHERE {keys} RETURNING {database.light}"
+        self.remove: Final = f"DELETE FROM taskbridge_text WHERE {keys} RETURNING {light}"
         due = f"namespace = :namespace AND due_at <= {now}"
-        ids = f"namespace = :namespace AND id {database.among}"
+        one, ids = "namespace = :namespace AND id = :id", f"namespace = :namespace AND id {database.among}"
         first = f"SELECT id FROM taskbridge_outbox WHERE {due} ORDER BY due_at LIMIT :most {database.skip_locked}"
         self.post: Final = f"""INSERT INTO taskbridge_outbox (namespace, id, text, due_at)
             VALUES (:namespace, :id, :text, {now} + :in_s)
             ON CONFLICT (namespace, id) DO UPDATE SET text = excluded.text, due_at = excluded.due_at"""
         self.post_earlier: Final = f"{self.post} WHERE taskbridge_outbox.due_at > excluded.due_at"
-        self.hasten: Final = (
-            f"UPDATE taskbridge_outbox SET due_at = {now} + :in_s WHERE namespace = :namespace AND id = :id"
-        )
+        self.hasten: Final = f"UPDATE taskbridge_outbox SET due_at = {now} + :in_s WHERE {one}"
         self.is_due: Final = f"SELECT 1 FROM taskbridge_outbox WHERE {due} LIMIT 1"
         self.due: Final = f"""UPDATE taskbridge_outbox SET due_at = {now} + :lease_s
-            WHERE namespace = :namespace AND id IN ({first}) RETURNING id, text, {database.light}"""
-        self.sent: Final = f"DELETE FROM taskbridge_outbox WHERE {ids} RETURNING {database.light}"
-        self.purge: Final = f"DELETE FROM taskbridge_text WHERE (namespace, key) IN ({old}) RETURNING {database.light}"
+            WHERE namespace = :namespace AND id IN ({first}) RETURNING id, text, {light}"""
+        self.sent: Final = f"DELETE FROM taskbridge_outbox WHERE {ids} RETURNING {light}"
+        self.purge: Final = f"DELETE FROM taskbridge_text WHERE (namespace, key) IN ({old}) RETURNING {light}"
         old = old.replace("taskbridge_text", "taskbridge_listing").replace("key", "id")
-        self.forget: Final = (
-            f"DELETE FROM taskbridge_listing WHERE (namespace, id) IN ({old}) RETURNING {database.light}"
-        )
+        self.forget: Final = f"DELETE FROM taskbridge_listing WHERE (namespace, id) IN ({old}) RETURNING {light}"
         self.list: Final = f"""INSERT INTO taskbridge_listing (namespace, id, state, queue, at, until)
             VALUES (:namespace, :id, :state, :queue, :at, {until}) ON CONFLICT (namespace, id) DO UPDATE
             SET state = excluded.state, queue = excluded.queue, at = excluded.at, until = excluded.until"""
-        self.list_one: Final = f"{self.list} RETURNING {database.light}"
-        self.unlist: Final = (
-            "DELETE FROM taskbridge_listing WHERE namespace = :namespace AND id = :id AND state = :state"
-        )
+        self.list_one: Final = f"{self.list} RETURNING {light}"
+        self.unlist: Final = f"DELETE FROM taskbridge_listing WHERE {one} AND state = :state"
+        cancelled = "FROM taskbridge_cancelled WHERE namespace = :namespace"
+        number = f"CAST({now} * 1000000 AS BIGINT)"  # grows even when all have been forgotten
+        self.cancel: Final = f"""INSERT INTO taskbridge_cancelled (namespace, number, life, until)
+            SELECT :namespace, CASE WHEN max(number) >= {number} THEN max(number) + 1 ELSE {number} END, :life, {until}
+            {cancelled}"""
+        self.cancelled: Final = f"SELECT number, life {cancelled} AND number > :number ORDER BY number LIMIT :most"
+        self.forget_cancelled: Final = f"DELETE {cancelled} AND until < {now}"
         self.latest: Final = f"""SELECT id, at FROM taskbridge_listing
             WHERE namespace = :namespace AND state = :name AND (at, id) < (:at, :id) AND {kept}
             ORDER BY at DESC, id DESC LIMIT :most"""
@@ -181,16 +182,8 @@ class SqlBackend(SqlGroups):
     def _note_cancellation(self, run: Run, write: Write) -> None:
         """Put a cancellation where `cancelled_since` finds it; numbers are committed in their order."""
         self._database.lock(run, self._namespace)
-        newest = f"SELECT max(number), {self._database.now} FROM taskbridge_cancelled WHERE namespace = :namespace"
-        [(last, now_s)] = run(newest, self._its())
-        row = self._its(
-            number=max((last or 0) + 1, int(now_s * 1_000_000)),  # grows even when all have been forgotten
-            life=write.cancels,
-            until=None if write.cancellation_kept_s is None else now_s + write.cancellation_kept_s,
-        )
-        run("INSERT INTO taskbridge_cancelled VALUES (:namespace, :number, :life, :until)", row)
-        old = "DELETE FROM taskbridge_cancelled WHERE namespace = :namespace AND until < :now_s"
-        run(old, self._its(now_s=now_s))
+        run(self._statements.cancel, self._its(life=write.cancels, kept_s=write.cancellation_kept_s))
+        run(self._statements.forget_cancelled, self._its())
 
     def put(self, key: str, text: str, *, kept_s: float, timeout_s: float) -> None:
         self._database.run(self._statements.put, self._values(key, text, kept_s), timeout_s=timeout_s)
@@ -213,10 +206,8 @@ class SqlBackend(SqlGroups):
         self._database.run(self._statements.remove, its, timeout_s=timeout_s)
 
     def cancelled_since(self, cursor: str, *, most: int, timeout_s: float) -> tuple[str, Collection[str]]:
-        later = """SELECT number, life FROM taskbridge_cancelled WHERE namespace = :namespace AND number > :number
-            ORDER BY number LIMIT :most"""
         values = self._its(number=int(cursor or "0"), most=most)
-        found = self._database.run(later, values, timeout_s=timeout_s)
+        found = self._database.run(self._statements.cancelled, values, timeout_s=timeout_s)
         return str(found[-1][0]) if found else cursor, [life for _, life in found]
 
     def watch(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
