@@ -57,13 +57,14 @@ def new(message: Message, delay_s: float = 0.0) -> Row:
         row["unique"] = message.unique
     if message.digest:
         row["digest"] = message.digest
-    if message.keeps_call or (message.flow and is_member(message.flow)):  # it may have to be published again
+    is_of_group = bool(message.flow) and is_member(message.flow)  # then it may have to be published again
+    if message.keeps_call or is_of_group:
         row["sent"] = message.args_json, message.kwargs_json, message.headers
     if message.flow:
         row["flow"] = message.flow
-        if message.keeps_call and message.priority != "normal":
+        if is_of_group and message.priority != "normal":
             row["priority"] = message.priority
-        if message.keeps_call and message.expires_at is not None:
+        if is_of_group and message.expires_at is not None:
             row["expires_at"] = message.expires_at
     if delay_s > 0:
         row["state"], row["due_at"] = "scheduled", message.enqueued_at + delay_s
