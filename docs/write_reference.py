@@ -92,7 +92,7 @@ FOR_ENGINES: Final[Mapping[str, frozenset[str]]] = {
         "FlowHandle": "bridge",
         "Results": "flow parts",
         "Status": "result_json sent",
-        "MessageResults": "aside",
+        "MessageResults": "aside ended aended",
         "Context": "message runner",
         "Event": "arguments_of",
         "RetryPolicy": "wait_s retries",
