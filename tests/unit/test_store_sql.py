@@ -71,7 +71,7 @@ def test_many_cancellations_are_told_part_by_part(store: Store, monkeypatch: pyt
     assert told == [3, 3, 1]
 
 
-@pytest.mark.parametrize(("writes", "beside", "trips"), [(1, 0, 3), (2, 0, 4), (1, 1, 4), (2, 1, 7)])
+@pytest.mark.parametrize(("writes", "beside", "trips"), [(1, 0, 3), (2, 0, 4), (1, 1, 3), (2, 1, 3), (2, 50, 3)])
 def test_a_commit_takes_few_round_trips(
     store: Store, monkeypatch: pytest.MonkeyPatch, writes: int, beside: int, trips: int
 ) -> None:
@@ -87,6 +87,23 @@ def test_a_commit_takes_few_round_trips(
     commits += [Commit([Write(f"beside {number}", ABSENT, "1")]) for number in range(beside)]
     assert store.backend.commit(commits, timeout_s=5) == [True] * len(commits)
     assert len(said) + len(["BEGIN", "COMMIT"]) == trips, said
+
+
+def test_of_many_commits_that_make_texts_those_are_done_whose_texts_are_not_there(store: Store) -> None:
+    def commit(number: int) -> Commit:
+        writes = [Write(f"{name}{number}", ABSENT, f"{name}\nrest") for name in ("key", "record")]
+        return Commit(writes, [Entry(f"id{number}", "entry")])
+
+    backend = store.backend
+    assert backend.commit([commit(1), commit(2)], timeout_s=5) == [True, True]
+    backend.remove(["key2"], timeout_s=5)
+    given = [commit(number) for number in (3, 2, 4, 4, 5)]
+    assert backend.commit(given, timeout_s=5) == [True, False, True, False, True]
+    keys = [f"{name}{number}" for name in ("key", "record") for number in range(1, 6)]
+    missing = [key for key, text in zip(keys, backend.get(keys, timeout_s=5), strict=True) if text is None]
+    assert missing == ["key2"]
+    ids = {each for each, _ in backend.due_entries(most=10, lease_s=60, timeout_s=5)}
+    assert ids == {f"id{number}" for number in range(1, 6)}
 
 
 def test_sqlite_makes_its_tables_when_it_is_first_used_by_several_processes_at_once(url: str) -> None:

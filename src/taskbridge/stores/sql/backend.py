@@ -13,7 +13,7 @@ from taskbridge.logs import logger
 from taskbridge.settings import Settings
 from taskbridge.stores.backend import ABSENT, NEW, Commit, Entry, Listed, ListKind, Page, Rank, Tally, Write
 from taskbridge.stores.base import Store
-from taskbridge.stores.sql.database import Database, Values
+from taskbridge.stores.sql.database import Database, Transaction, Values
 from taskbridge.stores.sql.groups import TOGETHER, SqlGroups
 from taskbridge.stores.sql.schema import TABLES, Run
 
@@ -43,8 +43,8 @@ class _Statements:
         self.find: Final = f"SELECT key, head, rest FROM taskbridge_text WHERE {keys} AND {kept}"
         self.create: Final = f"{insert} DO NOTHING"
         self.put: Final = f"{insert} {replace} RETURNING {light}"
-        self.begin: Final = f"""{insert} {replace} WHERE t.head = :seen OR t.until <= {now}
-            RETURNING {database.notify}"""
+        self.make: Final = f"{insert} {replace} WHERE t.head = :seen OR t.until <= {now}"
+        self.begin: Final = f"{self.make} RETURNING {database.notify}"
         self.go_on: Final = f"""UPDATE taskbridge_text
             SET head = :head, rest = :rest, told = :tells, until = {until} WHERE {key} AND head = :seen AND {kept}
             RETURNING {database.notify}"""
@@ -121,16 +121,36 @@ class SqlBackend(SqlGroups):
         try:
             with self._database.transaction(timeout_s=timeout_s) as run:
                 has_begun = True
-                for number in sorted(range(len(commits)), key=lambda each: _last_key(commits[each])):
-                    done[number] = self._commit(run, commits[number], is_alone=len(commits) == 1)
+                order = sorted(range(len(commits)), key=lambda each: _last_key(commits[each]))
+                if self._are_made(run, [commits[number] for number in order]):
+                    done = [True] * len(commits)
+                else:
+                    for number in order:
+                        done[number] = self._commit(run, commits[number], is_alone=len(commits) == 1)
                 carried = [commit for commit, is_done in zip(commits, done, strict=True) if is_done]
                 self._uncount(run, {member for commit in carried for member in commit.uncounts})
-                for entry in sorted((each for commit in carried for each in commit.entries), key=lambda each: each.id):
-                    self._post(run, entry, self._statements.hasten if entry.text is None else self._statements.post)
+                self._put_in(
+                    run, sorted((each for commit in carried for each in commit.entries), key=lambda each: each.id)
+                )
         except StoreUnavailable as exc:
             exc.maybe_taken = has_begun  # nobody knows of a COMMIT that was not answered
             raise
         return done
+
+    def _are_made(self, run: Transaction, commits: Sequence[Commit]) -> bool:
+        """Make the texts of several commits that only make some, as `_commit` does, but in one round trip for all.
+
+        Returns False if nothing was done: one of them does something else, or what it makes is there.
+        """
+        writes = [write for commit in commits for write in sorted(commit.writes, key=lambda each: each.key)]
+        if len(commits) == 1 or any(each.seen != ABSENT or each.text is None or each.tells for each in writes):
+            return False
+        rows = [{**self._values(each.key, each.text or "", each.kept_s), "seen": each.seen} for each in writes]
+        if run.all(self._statements.make, rows) == len(rows):
+            return True
+        run("ROLLBACK", {})
+        run(self._database.begin, {})
+        return False
 
     def _commit(self, run: Run, commit: Commit, *, is_alone: bool) -> bool:
         is_saved = not is_alone and len(commit.writes) > 1  # savepoints cost round trips, and PostgreSQL remembers few
@@ -155,8 +175,19 @@ class SqlBackend(SqlGroups):
                 self._post(run, tally.entry, self._statements.post_earlier)
             return is_posted
 
+    def _put_in(self, run: Transaction, entries: Sequence[Entry]) -> None:
+        """Put entries in the outbox in their order, all at once if they are new."""
+        if len(entries) > 1 and all(each.text is not None for each in entries):
+            run.all(self._statements.post, [self._posted(each) for each in entries])
+            return
+        for each in entries:
+            self._post(run, each, self._statements.hasten if each.text is None else self._statements.post)
+
     def _post(self, run: Run, entry: Entry, statement: str) -> None:
-        run(statement, self._its(id=entry.id, text=entry.text, in_s=entry.in_s))
+        run(statement, self._posted(entry))
+
+    def _posted(self, entry: Entry) -> dict[str, Any]:
+        return self._its(id=entry.id, text=entry.text, in_s=entry.in_s)
 
     def due_entries(self, *, most: int, lease_s: float, timeout_s: float) -> list[tuple[str, str]]:
         """Return entries of the outbox that are due; nothing is written if there are none."""

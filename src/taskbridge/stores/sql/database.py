@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -24,6 +24,27 @@ _AT_A_TIME: Final = 20
 _RECYCLED_S: Final = 300.0  # after how many seconds a connection is made anew
 
 Values = Mapping[str, Any]
+
+
+class Transaction:
+    """Carries statements out in a transaction: called with one and its values, it returns the rows.
+
+    Args:
+        run: What does that.
+        run_all: What `all` does.
+    """
+
+    def __init__(self, run: Run, run_all: Callable[[str, Sequence[Values]], int]) -> None:
+        self._run = run
+        self._run_all = run_all
+
+    def __call__(self, statement: str, values: Values) -> list[tuple[Any, ...]]:
+        """Carry one statement out, and return its rows."""
+        return self._run(statement, values)
+
+    def all(self, statement: str, values: Sequence[Values]) -> int:
+        """Carry one that returns no rows out for each of several values, and return how many rows that changed."""
+        return self._run_all(statement, values)
 
 
 class Database(ABC):
@@ -71,7 +92,7 @@ class Database(ABC):
             return self._carry_out(connection, statement, values)
 
     @contextmanager
-    def transaction(self, *, timeout_s: float) -> Generator[Run]:
+    def transaction(self, *, timeout_s: float) -> Generator[Transaction]:
         """Give what carries statements out in a transaction, which is committed at the end.
 
         If that raises as `run` does, nothing was written, unless it was the commit that failed.
@@ -84,8 +105,8 @@ class Database(ABC):
         if len(values) == 1:
             self.run(statement, values[0], timeout_s=timeout_s)
             return
-        with self._lent(timeout_s) as connection, self._transaction(connection):
-            connection.cursor().executemany(self.written(statement), values)
+        with self.transaction(timeout_s=timeout_s) as run:
+            run.all(statement, values)
 
     def make_tables(self, *, timeout_s: float) -> tuple[int, int]:
         """Make the tables, or bring them up to date; return the versions before and after."""
@@ -181,15 +202,21 @@ class Database(ABC):
             schema.check(found, self.shown)
 
     @contextmanager
-    def _transaction(self, connection: Any) -> Generator[Run]:
+    def _transaction(self, connection: Any) -> Generator[Transaction]:
         connection.execute(self.begin)
-        yield partial(self._carry_out, connection)
+        yield Transaction(partial(self._carry_out, connection), partial(self._carry_out_all, connection))
         connection.execute("COMMIT")  # a connection on which anything has failed is closed
 
     def _carry_out(self, connection: Any, statement: str, values: Values) -> list[tuple[Any, ...]]:
         cursor = connection.execute(self.written(statement), values)
         rows: list[tuple[Any, ...]] = [] if cursor.description is None else cursor.fetchall()
         return rows
+
+    def _carry_out_all(self, connection: Any, statement: str, values: Sequence[Values]) -> int:
+        cursor = connection.cursor()
+        cursor.executemany(self.written(statement), values)
+        changed: int = cursor.rowcount
+        return changed
 
 
 def _turns(count: int) -> SimpleQueue[None]:
