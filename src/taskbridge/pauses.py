@@ -177,7 +177,9 @@ class Pauses(Background):
             self._back_at = min(earliest, now + MOST_PUT_OFF_S)
             return self._back_at - now
 
-    close = Background.stop
+    def close(self) -> None:
+        """End the thread."""
+        self.stop()
 
     def run(self, stop: threading.Event) -> None:
         """Keep what is known new."""

@@ -115,7 +115,7 @@ class Unique:
             hashed = hash_of(names(*call.args, **call.kwargs), "key")
         elif names is None:
             hashed = hash_of(_given(call), "key")
-        elif args_json is not None and not call.kwargs and names == call.declaration.names[: len(call.args)]:
+        elif names and args_json is not None and not call.kwargs and names == call.declaration.names[: len(call.args)]:
             hashed = _hash_of_text(args_json)  # which is what the values of these names would be as JSON
         else:
             hashed = hash_of(_named(call, names), "key")

@@ -112,6 +112,18 @@ def test_the_kinds_of_parameters_say_nothing_about_keys(unique: Unique) -> None:
     assert digest_of(of_plain(1, [2])) == digest_of(call(1, rows=[2]))
 
 
+def test_a_key_of_no_arguments_is_one_for_all_messages_of_any_task() -> None:
+    bridge = Bridge("inline://?threads=0")
+
+    def starred(*rows: int) -> None: ...
+
+    def by_place(row: int, /, other: int = 0) -> None: ...
+
+    for function in (starred, by_place):
+        send = bridge.task(name=function.__name__, unique=Unique(()))(function).send
+        assert send(1).id == send(2).id
+
+
 def test_other_arguments_have_another_key() -> None:
     values = [1, 2, "1", None, date(2026, 1, 1), [1], (1,), {"a": 1}, {1: 2}, {1}, 1.5, True]
 

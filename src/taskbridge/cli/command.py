@@ -219,9 +219,11 @@ def _whole(text: str) -> int:
     return int(text) if text.isdecimal() else -1
 
 
-count = _number(_whole, lambda found: found >= 1, "a whole number of at least 1")
-port = _number(_whole, lambda found: 0 <= found <= 65535, "a number from 0 to 65535")  # 0 is any that is free
-above_zero = _number(float, lambda found: 0 < found < math.inf, "a number above 0")
+count: Callable[[str], int] = _number(_whole, lambda found: found >= 1, "a whole number of at least 1")
+port: Callable[[str], int] = _number(
+    _whole, lambda found: 0 <= found <= 65535, "a number from 0 to 65535"
+)  # 0 is any that is free
+above_zero: Callable[[str], float] = _number(float, lambda found: 0 < found < math.inf, "a number above 0")
 
 
 def words(text: str) -> list[str]:
