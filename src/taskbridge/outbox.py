@@ -232,7 +232,8 @@ class Relay(Background):
             for key, text in flows.items():
                 if self._is_begun(application, key, text):
                     del read[key]
-            self._hand_on(application, read)
+            if len(found) < _TOGETHER:  # else see `_hand_on`, which is not told of the flows that were sent
+                self._hand_on(application, read)
         finally:
             self._is_busy = bool(found)
             if found:

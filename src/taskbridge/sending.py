@@ -283,7 +283,8 @@ class Sending:
     def holds(self, act: Callable[[], object], kept: Callable[[], str]) -> bool:
         """Have something done when the open transactions are committed for which sends wait; False if none is open.
 
-        Where sends go into the application's outbox, put there what `kept` returns, as the text of an entry.
+        Where sends go into the application's outbox, put there what `kept` returns, as the text of an entry, even if no
+        transaction is open.
         """
         names, sends = self.bridge.settings.commit, self.bridge.transactions
         if names is None or sends is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,7 +40,7 @@ def test_they_are_not_taken_with_a_version_that_was_not_tested(found: str, monke
 def test_they_are_not_taken_without_a_name_that_they_use(
     place: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = gate.resolve_name
+    found = pkgutil.resolve_name
 
     def without(asked: str) -> Any:
         whole = found(asked)
@@ -53,8 +54,8 @@ def test_they_are_not_taken_without_a_name_that_they_use(
 
 def test_py_amqp_delivers_and_reads_as_the_reader_expects() -> None:
     """A canary, too."""
-    deliver: Any = gate.resolve_name("amqp.channel:Channel")._on_basic_deliver
+    deliver: Any = pkgutil.resolve_name("amqp.channel:Channel")._on_basic_deliver
     expected = ("self", "consumer_tag", "delivery_tag", "redelivered", "exchange", "routing_key", "msg")
     assert tuple(inspect.signature(deliver).parameters) == expected
-    set_up: Any = gate.resolve_name("amqp.transport:TCPTransport")._setup_transport
+    set_up: Any = pkgutil.resolve_name("amqp.transport:TCPTransport")._setup_transport
     assert "_read_buffer" in set_up.__code__.co_names

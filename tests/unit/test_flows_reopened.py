@@ -156,6 +156,19 @@ def test_what_is_published_again_heeds_at_once(shop: Shop) -> None:
     assert len(shop.runs) == 11
 
 
+def test_a_group_that_goes_on_again_fails_at_the_first_new_failure(shop: Shop) -> None:
+    shop.sick = {0}
+    handle = group([shop.load.call(number) for number in range(8)], at_once=2).send()
+    shop.bridge.run_until_idle()
+    assert handle.status().state == "failed"
+
+    shop.sick, shop.runs = {3}, []
+    handle.retry()
+    shop.bridge.run_until_idle()
+    assert (handle.status().state, handle.status().dead) == ("failed", 1)
+    assert sorted(shop.runs) == [0, 1, 2, 3]
+
+
 def test_a_member_that_is_given_up_in_a_group_with_at_once_is_published_again(shop: Shop) -> None:
     shop.sick = {0}
     handle = group([shop.load.call(number) for number in range(6)], at_once=3).send()
@@ -174,14 +187,14 @@ def test_a_member_that_is_given_up_in_a_group_with_at_once_is_published_again(sh
 def test_a_member_that_is_published_again_keeps_its_priority_and_its_time_to_expire(shop: Shop, width: int) -> None:
     seen = list[tuple[str, float | None]]()
 
-    @shop.bridge.task(name="look")
+    @shop.bridge.task(name="look", priority="critical")
     def look(number: int) -> int:
         message = current().message
         lasts_s = None if message.expires_at is None else round(message.expires_at - message.enqueued_at)
         seen.append((message.priority, lasts_s))
         return number
 
-    urgent, plain = look.using(priority="high", expires=5000), look.using()
+    urgent, plain = look.using(priority="high", expires=5000), look.using(priority="normal")
     calls = [urgent.call(number) if number % 2 else plain.call(number) for number in range(width)]
     handle = group(calls).send()
     handle.cancel()

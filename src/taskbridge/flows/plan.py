@@ -150,10 +150,13 @@ def unpacked(text: str | None) -> FlowRow | None:
         row["version"] = int(version)
         if given:
             row["given"] = given[0]
+        left = row.get("left", (0, 0, 0))
         above, parent, numbers = row.get("above", []), row.get("parent", ["", 0]), [*row["totals"], *row["groups"]]
-        sound = all(type(each) is int and each >= 0 for each in (row["stage"], *numbers)) and row["state"] in _STATES
+        numbers += row["stage"], *left
+        sound = all(type(each) is int and each >= 0 for each in numbers) and row["state"] in _STATES
         sound = sound and row["stage"] < len(row["totals"]) and isinstance(row["name"], str)
-        sound = sound and len(above) % 2 == 0 and len(parent) == 2 and moment(row["created_at"]) is not None
+        sound = sound and len(above) % 2 == 0 and len(parent) == 2 and len(left) == 3
+        sound = sound and moment(row["created_at"]) is not None
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError):  # anybody may have written it
         return None
     return cast("FlowRow", row) if sound else None

@@ -141,7 +141,8 @@ class Publishing(Reading):
                 look.entries.add(mine.id)
                 self._stored(partial(self._backend.commit, [Commit((), [mine])]), look)
             texts = [(calls_key(id, pages, stage, page), text, None) for stage, page, text in calls]
-            self._stored(partial(self._backend.create, texts), look)
+            for first in range(0, len(texts), _PAGES):  # an application's outbox has them all
+                self._stored(partial(self._backend.create, texts[first : first + _PAGES]), look)
 
     def _stored(self, act: Callable[..., object], look: Look) -> None:
         """Do what stores calls; if the store is away, again, for who waits for it."""

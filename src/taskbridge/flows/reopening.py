@@ -133,9 +133,10 @@ class Reopening(Publishing):
             flows[place_of(message.flow).flow] = None
         for start in range(0, len(kept), PAGE):
             self._bridge.relay.publish(kept[start : start + PAGE], timeout_s=self._timeout_s)
-        for each in flows:
-            self.look_after(each, Look(self._deadline(), resumes=True))
-        self.advance_due()
+        if _given.get() is None:  # else whoever gives them again looks after the flow
+            for each in flows:
+                self.look_after(each, Look(self._deadline(), resumes=True))
+            self.advance_due()
         return tuple(each.message.id for each in kept)
 
     def _replayed(self, message: Message, delay_s: float) -> Held | None:
@@ -256,14 +257,18 @@ class Reopening(Publishing):
 
     def _give_left(self, id: str, row: FlowRow, plan: Plan, counts: Counts, room: int) -> None:
         """Publish so many of the next members again that had ended badly as the flow was reopened."""
-        key, (first, last, again), bad = group_key(id, row["stage"]), row.get("left", [0, 0, 0])[:3], row.get("bad", 0)
+        key, (first, last, again) = group_key(id, row["stage"]), row.get("left", [0, 0, 0])[:3]
         ends = self._backend.members(key, first, min(_BATCH, last - first), timeout_s=self._timeout_s)
         left = [index for index, end in enumerate(ends, first) if end is not None and _is_left(end, again=bool(again))]
-        self._give_steps(id, row, plan, [f"{row['stage']}/{index}" for index in left[:room]], again=bool(again))
-        [now] = self._backend.counts_of([key], timeout_s=self._timeout_s)
+        given = self._give_steps(id, row, plan, [f"{row['stage']}/{index}" for index in left[:room]], again=bool(again))
         following = left[room - 1] + 1 if len(left) >= room else first + len(ends)
-        more = [following, last, again] if following < last else None
-        self._changed(id, row, left=more, bad=max(0, bad + now.bad - counts.bad))
+        now: FlowRow | None = row
+        while now is not None and now.get("life", 0) == row.get("life", 0) and now["state"] == "running":
+            at = max(following, now.get("left", [last])[0])  # another one may be further
+            more = [at, last, again] if at < last else None
+            if self._changed(id, now, left=more, bad=max(0, now.get("bad", 0) - given)):
+                return
+            now = self._row(id)
 
     def _give_late(self, id: str, row: FlowRow, plan: Plan, room: int | None = None) -> bool:
         """Publish again what was cancelled with a life of the flow that is over, and return whether anything was.
@@ -276,23 +281,23 @@ class Reopening(Publishing):
         if not row.get("life"):
             return False
         if stage not in row["groups"]:
-            return self._give_steps(id, row, plan, [str(stage)], again=False)
+            return bool(self._give_steps(id, row, plan, [str(stage)], again=False))
         key, total = group_key(id, stage), row["totals"][stage]
         for first in range(0, total, _BATCH):
             ends = self._backend.members(key, first, min(_BATCH, total - first), timeout_s=self._timeout_s)
             late = [f"{stage}/{index}" for index, end in enumerate(ends, first) if end and end[0] == "cancelled"]
             step = len(late) if room is None else max(1, room)
             while late and not (is_given and room is not None):
-                is_given |= self._give_steps(id, row, plan, late[:step], again=False)
+                is_given |= bool(self._give_steps(id, row, plan, late[:step], again=False))
                 late = late[step:]
         return is_given
 
-    def _give_steps(self, id: str, row: FlowRow, plan: Plan, keys: Sequence[str], *, again: bool) -> bool:
-        """Publish steps again that neither run nor are done, and return whether any was.
+    def _give_steps(self, id: str, row: FlowRow, plan: Plan, keys: Sequence[str], *, again: bool) -> int:
+        """Publish steps again that neither run nor are done, and return how many were.
 
         Those that are dead are replayed, if they are to run.
         """
-        dead, is_given = list[str](), False
+        dead, given = list[str](), 0
         while keys:
             steps, commits, kept = [step_id(id, key) for key in keys], list[Commit](), dict[str, Held]()
             texts = self._get(*map(key_of, steps))
@@ -300,7 +305,7 @@ class Reopening(Publishing):
             gone = self._gone([status_of(step, old) for step, old in zip(steps, rows, strict=True) if old is not None])
             for key, step, text, old in zip(keys, steps, texts, rows, strict=True):
                 goes_on = step not in gone and old is not None and self._goes_on_by_itself(row, old, again=again)
-                is_given |= goes_on is None
+                given += goes_on is None
                 if goes_on is not False:
                     continue
                 if old is not None and old["state"] == "dead":
@@ -316,15 +321,15 @@ class Reopening(Publishing):
                 kept[key] = entry
             done = self._backend.commit(commits, timeout_s=self._timeout_s) if commits else []
             self._relayed([entry for entry, is_done in zip(kept.values(), done, strict=True) if is_done])
-            is_given |= any(done)
+            given += sum(done)
             keys = [key for key, is_done in zip(kept, done, strict=True) if not is_done]
         if dead:
             token = _given.set(row.get("life", 0))
             try:
-                self._bridge.dead.replay(dead)
+                given += len(self._bridge.dead.replay(dead).ids)
             finally:
                 _given.reset(token)
-        return is_given or bool(dead)
+        return given
 
     def _goes_on_by_itself(self, row: FlowRow, old: states.Row, *, again: bool) -> bool | None:
         """Return whether a step runs, is done, or was given again in this life; None if the flow that it became was."""
@@ -355,7 +360,7 @@ class Reopening(Publishing):
             elif old is not None and (sent := status_of("", old).sent) is not None:
                 args, kwargs, headers = sent
                 home = {"task": old["task"], "home": old["queue"], "queue": old["queue"], "headers": dict(headers)}
-                own: dict[str, Any] = {"priority": priority} if (priority := old.get("priority")) else {}
+                own: dict[str, Any] = {"priority": old.get("priority", "normal")}
                 if (expires_at := old.get("expires_at")) is not None:
                     own["expires_s"] = expires_at - old["enqueued_at"]
                 message = self._message(cast("Spec", {**home, **own, "args": args, "kwargs": kwargs}), place, None)

@@ -140,6 +140,7 @@ class Flows(Reopening):
         _ = self._backend  # which raises, if there is none
         look = Look(0.0, kept=[])
         text, row = self._sent(flow, id, delay_s, look)
+        row.setdefault("digest", "")  # so it is kept as one of a chosen id: the entry may be relayed again much later
         return KEPT + codec.to_json([id, packed(row, 1), text, look.kept]) + KEPT_END
 
     def begin_kept(self, text: str) -> bool:
