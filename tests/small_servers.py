@@ -21,7 +21,10 @@ def permitting(program: str, namespaces: str = "taskbridge") -> list[str]:
 
 
 class SmallRedis(PrivateRedis):
-    """A Redis whose user may do what the page says, in the contract's namespaces; idle connections are closed soon."""
+    """A Redis whose user may do what the page says, in the contract's namespaces, and listen to any channel.
+
+    Idle connections are closed soon.
+    """
 
     def __init__(self, tls: Certificates) -> None:
         super().__init__(tls=tls, extra_args=("--timeout", "3"))

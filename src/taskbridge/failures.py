@@ -54,11 +54,14 @@ class Portable(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be made again without them, of all that it holds."""
-        return _empty, (type(self),), {**self.__dict__, "args": self.args}
+        return _made_again, (type(self), self.args, self.__dict__)
 
 
-def _empty(kind: type[Portable]) -> Portable:
-    return kind.__new__(kind)
+def _made_again(kind: type[Portable], args: tuple[Any, ...], values: dict[str, Any]) -> Portable:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(values)  # a subclass may have properties of these names
+    return error
 
 
 class OddError(Exception):

@@ -28,6 +28,9 @@ from taskbridge.stores.sql.backend import open_store
 from taskbridge.stores.sql.schema import VERSION
 from tests.private_postgresql import PrivatePostgreSQL
 from tests.unit.command_line import runner
+from tests.unit.test_store_sql import (
+    test_of_many_commits_that_make_texts_those_are_done_whose_texts_are_not_there as of_many_commits,
+)
 
 
 @pytest.fixture
@@ -337,3 +340,10 @@ def test_a_url_that_can_not_be_read_shows_no_password(secret: str) -> None:
     assert "secr" not in str(caught.value)
     assert "secr" not in told.partition("Traceback")[2].rpartition("SettingsError")[2]
     assert caught.value.__suppress_context__
+
+
+def test_of_many_commits_those_are_done_whose_texts_are_not_there(url: str) -> None:
+    store = opened(url)
+    init(store)
+    of_many_commits(store)
+    store.close()

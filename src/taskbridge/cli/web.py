@@ -52,8 +52,11 @@ def web(bridge: Bridge, arguments: Namespace) -> cli.Output:
         say(f"everybody who reaches {host} reads all arguments{acts}: put a login before it", logging.WARNING)
     server = uvicorn.Server(uvicorn.Config(served, log_level="warning", timeout_keep_alive=30))
 
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
     for number in (signal.SIGTERM, signal.SIGINT):  # until uvicorn has its own handlers; it raises the signal again
-        signal.signal(number, lambda number, frame: setattr(server, "should_exit", True))
+        signal.signal(number, stop)
     try:
         listening = socket.create_server((host, arguments.port), family=AF_INET6 if ":" in host else AF_INET)
     except OSError as exc:

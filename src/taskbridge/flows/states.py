@@ -95,8 +95,8 @@ class FlowStatus:
         oldest: The message id of the first step of this stage that has not ended; empty if all have.
         end: How it ended badly; None if it did not.
         parent: The id of the message whose task returned it by `become`; empty if it was sent.
-        is_stalled: Whether none of its unfinished steps is with a broker, parked, marked or dead, or it is at its end
-            and that is so of the callback for which it waits: `retry` mends that.
+        is_stalled: Whether what it waits for (its oldest step or, at its end, a callback) is with no broker and no
+            worker: `retry` publishes it again.
     """
 
     id: str

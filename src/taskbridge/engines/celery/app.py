@@ -114,6 +114,7 @@ class CeleryEngine:
         self.waker: Final = Waker()  # ends the sleep of the event loop
         # Ends the sleep of the worker's main loop; an embedded worker has no event loop. Fit for a signal handler.
         self.wake: Final[Callable[[], None]] = getattr(host.wire, "wake", self.waker.wake)
+        self._redis_queues: Any = None  # `queues`, once they were asked for, if they are Redis'
         self.consumer: Any = None  # the worker's consumer (`worker.Consumer`); None while there is no worker
         self._runs = ChildRuns(host)
         self.carrier: Final = Carrier(host, self._runs)  # runs messages where Celery's pool runs tasks
@@ -138,7 +139,8 @@ class CeleryEngine:
             return self.host.wire
         from taskbridge.engines.celery.redis_queues import RedisQueues  # here, for it imports redis
 
-        return RedisQueues(self.settings)
+        self._redis_queues = RedisQueues(self.settings)
+        return self._redis_queues
 
     def running_tags(self) -> set[str]:
         """Return the tags of messages whose tasks go on running, whatever becomes of a connection."""
@@ -338,8 +340,8 @@ class CeleryEngine:
         for signal, receiver in self._receivers.items():
             signal.disconnect(receiver)
         _trace_log.removeFilter(self._log_filter)
-        if self.settings.url.broker == "redis" and "queues" in vars(self):
-            self.queues.stop()
+        if self._redis_queues is not None:
+            self._redis_queues.stop()
         self.waker.close()
         self.native.close()
 
