@@ -163,6 +163,7 @@ class Tasks:
         bridge: The bridge.
         folder: Where the probe's file and the gates are.
         variant: What this worker's tasks are like.
+        now: Returns the time that the probe notes, in seconds since the epoch; the bridge's by default.
 
     Attributes:
         programs: By the name of their policy.
@@ -170,11 +171,18 @@ class Tasks:
         parts: Those of which flows are made, by the name of their policy.
     """
 
-    def __init__(self, bridge: Bridge, folder: Path, variant: Variant | None = None) -> None:
+    def __init__(
+        self,
+        bridge: Bridge,
+        folder: Path,
+        variant: Variant | None = None,
+        *,
+        now: Callable[[], float] | None = None,
+    ) -> None:
         self._bridge = bridge
         self._folder = folder
         self._imported_in = os.getpid()
-        self.probe: Probe = Probe(folder / PROBE_FILE, bridge.now)
+        self.probe: Probe = Probe(folder / PROBE_FILE, bridge.now if now is None else now)
         chosen = Variant() if variant is None else variant
         self.programs: Mapping[str, Task[[list[dict[str, Any]]], str]] = {
             name: bridge.task(name=f"contract.program.{name}", retry=policy)(self._program)
