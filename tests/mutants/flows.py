@@ -316,7 +316,7 @@ def _short_lived(write: Any) -> Any:
 @mutant("W11", "a_flow_that_is_stalled_is_put_right")
 def nobody_looks_for_lost_steps() -> None:
     """A flow waits for a message that is nowhere."""
-    put(_READING, "Reading._is_stalled", lambda _: lambda *_: False)
+    put(_READING, "Reading._is_stalled", lambda _: lambda *_, **named: False)
 
 
 @mutant("W11", "a_flow_that_is_stalled_is_put_right")

@@ -188,7 +188,8 @@ def a_kill_beside_the_count_holds_up_no_flow(h: Harness) -> None:
     for queue, (place, kind) in cases.items():
         name = f"{place} {kind}"
         there = partial(Part, queue=queue, policy="twice")
-        first = grouping(*[there(mark=f"{name} a{number}") for number in range(2)])
+        width = 1 if place == deaths.COUNTING[1] else 2  # alone: nobody else counts, who would go on with the flow
+        first = grouping(*[there(mark=f"{name} a{number}") for number in range(width)])
         if kind != "members":
             inner = chain(f"{name} in", single(f"{name} in a")) if kind == "become" else None
             first = Stage(parts=(there(mark=f"{name} a0", becomes=inner),))
