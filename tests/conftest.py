@@ -189,13 +189,16 @@ _TOGETHER: Final = frozenset(("postgresql", "guarantees", "deep", "several", "pr
 """Words in the names of files whose tests run together: the servers, or what they look through, are made once."""
 
 
+_MOST_TOLD: Final = 4000  # characters: of what a test said that is run again
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     with Stopwatch() as watch:
         reports = runtestprotocol(item, nextitem=nextitem, log=False)
-    if watch.stalled_s() and any(report.failed for report in reports):
-        item.user_properties.append((STALLED, f"{watch.stalled_s():.1f} s"))
+    if watch.stalled_s() and (failed := [report.longreprtext for report in reports if report.failed]):
+        item.user_properties.append((STALLED, f"{watch.stalled_s():.1f} s, and said\n{failed[0][-_MOST_TOLD:]}"))
         reports = runtestprotocol(item, nextitem=nextitem, log=False)
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
