@@ -40,6 +40,8 @@ CALM_S: Final = 0.3
 
 _WORKER_START_S: Final = 60.0
 
+_TOLD_LINES: Final = 400  # of a worker's log, where something is wrong: what it said as it started matters, too
+
 SEND_TIMEOUT_S: Final = 30.0
 """Longer than the default: the first delay in a namespace makes 28 queues on RabbitMQ, and many may do so at once."""
 
@@ -436,5 +438,7 @@ class Environment:
             counts = str(self.look())
         except Exception as exc:  # whatever is wrong, it must not hide the failure that is being shown
             counts = f"no counts: {type(exc).__name__}: {exc}"
-        logs = [f"--- log of worker {number}\n{worker.log()}" for number, worker in enumerate(self.workers, 1)]
+        logs = [
+            f"--- log of worker {number}\n{worker.log(_TOLD_LINES)}" for number, worker in enumerate(self.workers, 1)
+        ]
         return "\n".join([counts, *(log for log in logs if log.count("\n"))])
