@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tests.mutants.flows import a_step_is_published_before_its_flow_is_stored
 from tests.mutants.table import put
 
-_PUBLISHING = "taskbridge.flows.publishing"
 _RUNNING = "taskbridge.flows.running"
 
 
@@ -38,17 +38,6 @@ class Mutant:
     apply: Callable[[], None]
 
 
-def _published_first() -> None:
-    def make(give: Any) -> Any:
-        def first(self: Any, messages: Any, delay_s: float, *given: Any) -> Any:
-            self._bridge.broker.publish(messages, timeout_s=5.0)
-            return give(self, messages, delay_s, *given)
-
-        return first
-
-    put(_PUBLISHING, "Publishing._give", make)
-
-
 def _short_lived() -> None:
     def make(write: Any) -> Any:
         def short(key: str, seen: str, text: Any, kept_s: Any = None, *given: Any, **named: Any) -> Any:
@@ -69,7 +58,7 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
         instant="3 a sender of a first step, at each of its calls",
         flows=8,
         says="a step ran of a flow that is not known",
-        apply=_published_first,
+        apply=a_step_is_published_before_its_flow_is_stored,
     ),
     "plans expire": Mutant(
         title="A flow's plan is kept for a second",

@@ -56,15 +56,17 @@ def shop() -> Shop:
     return Shop()
 
 
-def test_members_that_were_published_and_not_noted_are_published_again(shop: Shop) -> None:
+def test_members_that_were_published_and_not_noted_are_published_again(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A sender may be killed, or stand still, between both; meanwhile the flow fails and is reopened."""
-    note_sent, shop.sick = shop.backend.note_sent, {0}
-    shop.backend.note_sent = lambda *_, **__: None  # type: ignore[method-assign]
+    shop.sick = {0}
+    monkeypatch.setattr(shop.backend, "note_sent", lambda *_, **__: None)
     handle = group([shop.load.call(number) for number in range(3)]).send()
     shop.bridge.run_until(lambda: handle.status().is_final)
     assert (handle.status().state, shop.runs) == ("failed", [0])
 
-    shop.backend.note_sent = note_sent  # type: ignore[method-assign]
+    monkeypatch.undo()
     shop.sick = set()
     handle.retry()
     shop.bridge.run_until_idle()
