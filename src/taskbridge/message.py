@@ -382,6 +382,16 @@ def flags_of(place: str) -> str:
     return place.split(" ", 4)[3]
 
 
+def flow_of(place: str) -> str:
+    """Return the id of the flow in which a step has this place."""
+    return place.split(" ", 4)[-1].partition("\t")[0]
+
+
+def is_member(place: str) -> bool:
+    """Return whether a step's place in a flow is that of a group's member."""
+    return "/" in place.partition(" ")[0]
+
+
 _text, _count, _flag = _reading(_is_text), _reading(is_of(int)), _reading(is_of(bool))
 _time, _time_or_none = _reading(is_of(int, float)), _reading(is_of(int, float, NoneType))
 _hash: Final = _reading(lambda value: isinstance(value, str) and _HASH.fullmatch(value) is not None)

@@ -12,7 +12,7 @@ from typing_extensions import Required
 
 from taskbridge.context import MOST_PROGRESS
 from taskbridge.durations import moment
-from taskbridge.message import Priority, is_of, is_place
+from taskbridge.message import Priority, flow_of, is_of, is_place
 from taskbridge.retry import ErrorInfo
 
 Sent = tuple[str, str, Mapping[str, Any]]
@@ -229,7 +229,7 @@ def status_of(message_id: str, row: Row) -> Status:
         interrupt_asked=row.get("interrupt", False),
         progress=_progress(row.get("progress")),
         sent=_sent(row.get("sent")),
-        flow=row.get("flow", "").split(" ", 4)[-1].partition("\t")[0],  # see `stores.steps.Place`
+        flow=flow_of(row.get("flow", "")),
         became=row.get("became", ""),
     )
 

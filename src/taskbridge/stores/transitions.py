@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 from taskbridge import codec
-from taskbridge.message import Message
+from taskbridge.message import Message, is_member
 from taskbridge.stores.backend import Entry, Write, head_of
 from taskbridge.stores.states import (
     CANCEL_KNOWN_S,
@@ -69,11 +69,6 @@ def new(message: Message, delay_s: float = 0.0) -> Row:
     if delay_s > 0:
         row["state"], row["due_at"] = "scheduled", message.enqueued_at + delay_s
     return row
-
-
-def is_member(flow: str) -> bool:
-    """Return whether a place in a flow (`stores.steps.Place`) is that of a group's member."""
-    return "/" in flow.partition(" ")[0]
 
 
 def started(old: Row | None, message: Message, run: Run, *, writer: str) -> Row | None:
