@@ -695,6 +695,29 @@ class TestDelays:
             assert 0 <= late_s <= rounded_up_s + 1 + silent_s, f"{delay_s} s: late by {late_s:.3f} s, {silent_s:.3f}"
         wait_until(lambda: broker.counts([]).delayed == 3, timeout_s=PATIENCE_S, what="the end of all other delays")
 
+    def test_what_enters_a_level_before_that_knows_its_time_to_live_is_due_all_the_same(self, place: Place) -> None:
+        """A new queue takes messages for a moment before it has its settings (rabbit_quorum_queue:start_cluster).
+
+        What entered one then had no time to live, and it and all behind it stayed there for good.
+        """
+        broker = place.broker()
+        broker.park([(a_message(), 1)], timeout_s=PATIENCE_S)  # which makes the level
+        place.pumping(broker)
+        assert [body for _, body in place.arrivals(1, timeout_s=PATIENCE_S)] == [b"[0]"]
+        level = f"{place.namespace}.delay.0"
+        found = f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{level}">>))'
+        kept = "dead_letter_handler => at_least_once, overflow_strategy => reject_publish"
+        named = "{Name, _} = amqqueue:get_pid(Q), Place = amqqueue:get_name(Q), Now = erlang:system_time(millisecond)"
+        as_at_first = f"#{{name => Name, queue_resource => Place, created => Now, {kept}}}"
+        update = f"ok = rabbit_fifo_client:update_machine_state(amqqueue:get_pid(Q), {as_at_first})"
+        place.server.ctl("eval", f"{found}, {named}, {update}.")
+
+        broker.park([(a_message(1), 1)], timeout_s=PATIENCE_S)
+        place.server.ctl("eval", f"{found}, rabbit_quorum_queue:policy_changed(Q).")  # it has all its settings again
+        broker.park([(a_message(2), 1)], timeout_s=PATIENCE_S)
+
+        assert sorted(body for _, body in place.arrivals(2, timeout_s=PATIENCE_S)) == [b"[1]", b"[2]"]
+
     def test_many_are_kept_and_arrive_once_each(self, place: Place) -> None:
         broker = place.broker()
         place.pumping(broker)

@@ -13,7 +13,7 @@ from pika import data
 
 from taskbridge.brokers.base import Publication, Wire
 from taskbridge.brokers.rabbitmq.frames import PROPERTIES_ROOM, Returned
-from taskbridge.brokers.rabbitmq.topology import LEVELS, Topology, all_engines, queue, sign_queue
+from taskbridge.brokers.rabbitmq.topology import LEVELS, Topology, all_engines, life_ms, queue, sign_queue
 from taskbridge.exceptions import MessageTooLarge
 from taskbridge.message import DeadLetter, Message, new_id
 from taskbridge.settings import Settings
@@ -106,9 +106,15 @@ class Encoder:
         return self._queues.setdefault(name, made)
 
     def parked(self, text: bytes, delay_s: float, message_id: str | None = None) -> EncodedPublication:
-        """Return a message as text, for a delay."""
+        """Return a message as text, for a delay.
+
+        It has its first level's time to live itself: a queue that is new may not know its own yet. See `Topology`.
+        """
         level, key = self.topology.route(delay_s, self.engines[0])
-        return _encoded(self._levels[level] if level >= 0 else self.due, key, _JSON, message_id, text)
+        if level < 0:
+            return _encoded(self.due, key, _JSON, message_id, text)
+        properties = {**_JSON, "expiration": str(life_ms(level))}
+        return _encoded(self._levels[level], key, properties, message_id, text)
 
     def trace(self, level: int) -> EncodedPublication:
         """Return what is routed to a queue if a level and all below it are there: they pass it on at once."""

@@ -15,6 +15,11 @@ server's CPU a message) and more to travel (0.5 to 0.3 ms a level). A node that 
 due before the next queue is there is tried again after `dead_letter_worker_publisher_confirm_timeout`, 3 minutes.
 Before RabbitMQ 3.10, quorum queues have no time to live.
 
+A queue that is new takes messages a moment before it has its settings (rabbit_quorum_queue:start_cluster, up to
+RabbitMQ 4.0): where several processes made a level at once, what one of them sent could enter it without a time to
+live, and stayed there for good, with all that came behind it. So what is sent to a level has that time itself, too; the
+server takes it off when it hands the message on (rabbit_dead_letter), and by then the level below has its settings.
+
 What is due, and the dead letters, are in queues of the type that the setting `queue_type` says, whatever is the default
 of the virtual host.
 """
@@ -112,13 +117,18 @@ class Topology:
 
     def _level_queue(self, level: int) -> Any:
         arguments = {
-            "x-message-ttl": 2**level * 1000,
+            "x-message-ttl": life_ms(level),
             "x-dead-letter-exchange": self.level(level - 1),
             "x-queue-type": "quorum",
             "x-dead-letter-strategy": "at-least-once",
             "x-overflow": "reject-publish",  # at-least-once asks for it
         }
         return queue(self.level(level), arguments)
+
+
+def life_ms(level: int) -> int:
+    """Return how long a message lives in the queue of a level, in milliseconds."""
+    return 2**level * 1000
 
 
 def queue(name: str, arguments: Mapping[str, Any]) -> Any:
