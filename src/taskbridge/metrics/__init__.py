@@ -1,7 +1,7 @@
 """Metrics: the same names, labels and counts on both engines, for Prometheus and OpenTelemetry.
 
 `observe` counts what this process sends and runs. `taskbridge worker --metrics-port` adds up the processes of a worker;
-`Gauges` and `taskbridge metrics` read the broker and the store.
+`Gauges` and `taskbridge metrics` read the broker and the store, for all processes together.
 """
 
 from __future__ import annotations
