@@ -23,8 +23,8 @@ from taskbridge.cli.output import (
     error_text,
     local_time,
     many,
-    table_or_list,
     table,
+    table_or_list,
 )
 from taskbridge.durations import moment
 from taskbridge.logs import escaped

@@ -11,7 +11,7 @@ import termios
 import tty
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Final
 
 _BEGIN: Final = "\x1b[?1049h\x1b[?25l\x1b[?7l"  # without a cursor; a line that is too long is cut, not wrapped
@@ -29,7 +29,7 @@ def draw(lines: Sequence[str]) -> None:
 def wait(seconds: float) -> bool:
     """Wait; return False as soon as `q` is pressed."""
     if not sys.stdin.isatty():
-        select.select((), (), (), seconds)
+        sleep(seconds)
         return True
     until, keyboard = monotonic() + seconds, sys.stdin.fileno()
     while select.select((keyboard,), (), (), max(0.0, until - monotonic()))[0]:
@@ -56,7 +56,7 @@ def opened() -> Generator[None]:
     def end() -> None:
         print(_END, end="", flush=True)
         if keyboard is not None:
-            termios.tcsetattr(keyboard, termios.TCSADRAIN, modes)
+            termios.tcsetattr(keyboard, termios.TCSAFLUSH, modes)  # keys that are not read yet are not for the shell
 
     def pause(*_: object) -> None:
         end()
