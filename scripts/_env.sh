@@ -93,6 +93,7 @@ has_program() { # PACKAGE
         chromium) command -v chromium > /dev/null || command -v chromium-browser > /dev/null || command -v google-chrome > /dev/null ;;
         openssl) command -v openssl > /dev/null ;;
         procps) command -v ps > /dev/null ;;
+        tmux) command -v tmux > /dev/null ;;
         postgresql) compgen -G '/usr/lib/postgresql/*/bin/postgres' > /dev/null || command -v postgres > /dev/null ;;
         *) return 1 ;;
     esac

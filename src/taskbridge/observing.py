@@ -36,6 +36,9 @@ _log = logger("taskbridge.observers")
 class Observer:
     """What is told of messages; each method does nothing until it is overridden. Put one in `Bridge.observers`."""
 
+    def supervising(self) -> None:
+        """Hear, once, that this process is the one of `taskbridge worker` that starts workers: it runs no message."""
+
     def sending(self, messages: Sequence[Message]) -> None:
         """Hear that messages are about to be sent together; `sent` follows in this thread. It may add to headers."""
 

@@ -1,4 +1,4 @@
-"""What commands print: bars of progress, and what shells complete."""
+"""What commands print: bars of progress, tables, and what shells complete."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from taskbridge import cli
-from taskbridge.cli.output import bar
+from taskbridge.cli.output import bar, columns, cut, table
 from tests.unit.command_line import runner
 from tests.unit.terminals import on_a_terminal
 
@@ -25,6 +25,29 @@ from tests.unit.terminals import on_a_terminal
 )
 def test_a_bar_is_full_only_at_the_end(done: float, total: float, shown: str) -> None:
     assert bar(done, total, width=10) == shown
+
+
+def test_columns_of_a_table_stand_below_one_another_whatever_their_characters() -> None:
+    rows = [("\u4f1a\u8a08", "1"), ("e\u0301t\u00e9", "20"), ("plain", "300")]
+
+    assert table(("task", "count"), rows, right="count").split("\n") == [
+        "task   count",
+        "\u4f1a\u8a08       1",
+        "e\u0301t\u00e9       20",
+        "plain    300",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "left"),
+    [
+        *(("plain", 5, "plain"), ("plain", 4, "plai"), ("", 3, ""), ("e\u0301e", 1, "e\u0301")),
+        *(("\u4f1a\u8a08", 4, "\u4f1a\u8a08"), ("\u4f1a\u8a08", 3, "\u4f1a"), ("a\u4f1a\u8a08", 3, "a\u4f1a")),
+    ],
+)
+def test_a_line_is_cut_at_the_columns_that_a_terminal_has(text: str, width: int, left: str) -> None:
+    assert cut(text, width) == left
+    assert columns(left) <= width
 
 
 PROGRAM = """

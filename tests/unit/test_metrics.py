@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +36,7 @@ from taskbridge import (
     UniqueConflict,
     WorkerLost,
     default_bridge,
+    observing,
 )
 from taskbridge.cli import main
 from taskbridge.engines.base import METRICS_VARIABLE
@@ -45,7 +49,7 @@ from taskbridge.metrics.gauges import text_of
 from taskbridge.metrics.names import BUCKETS_S, COUNTED, MISSED, READ
 from taskbridge.metrics.tree import Totals, report, row_of, served
 from taskbridge.retry import CancelledVerdict, Dead, Done, GivenBack, RunAgain
-from tests.metric_samples import samples
+from tests.metric_samples import exported, exported_samples, samples
 from tests.unit.test_transactions import Ledger
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -535,6 +539,153 @@ def test_a_broker_that_hangs_does_not_hold_a_scrape_up(caplog: pytest.LogCapture
 
         assert time.monotonic() - began < 60
         assert "metrics of queues are left out of a scrape" in caplog.text
+
+
+# The same for OpenTelemetry
+
+
+class Exports:
+    """A provider of OpenTelemetry with two readers, and what it exports."""
+
+    def __init__(self) -> None:
+        self.first, self.second = InMemoryMetricReader(), InMemoryMetricReader()
+        self.provider = MeterProvider(metric_readers=[self.first, self.second])
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return exported(self.first.get_metrics_data())
+
+    def samples(self, reader: InMemoryMetricReader | None = None) -> dict[str, float]:
+        return exported_samples(exported((reader or self.first).get_metrics_data()))
+
+
+@pytest.fixture
+def exports() -> Iterator[Exports]:
+    made = Exports()
+    yield made
+    made.provider.shutdown()
+
+
+def scraped(gauges: Gauges) -> str:
+    """Return what Prometheus would get."""
+    registry = CollectorRegistry()
+    registry.register(gauges)
+    return generate_latest(registry).decode()
+
+
+def test_opentelemetry_is_told_what_a_scrape_tells(exports: Exports, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = SimpleNamespace(name="email", waiting=3, oldest_s=7.5, running=1, paused=object())
+    monkeypatch.setattr(Bridge, "operations", SimpleNamespace(queues=lambda _: (queue,)))
+    bridge = shop()
+    bridge.task(name="nightly", every=3600)(lambda: None)
+    bridge.named("fine").call().then_call(bridge.named("fine").call()).send()
+    bridge.named("fine").schedule(60)
+    gauges = Gauges(bridge)
+    gauges.register_with(exports.provider)
+
+    metrics, text = exports.metrics(), scraped(gauges)
+
+    assert exported_samples(metrics) == samples(text)
+    families = {each.name: each for each in text_string_to_metric_families(text)}
+    assert {each["name"] for each in metrics} == families.keys() == {name.removesuffix("_total") for name in READ}
+    for each in metrics:
+        about = families[each["name"]]
+        assert each["description"] == about.documentation
+        assert each["unit"] == ("s" if each["name"].endswith("_seconds") else "")
+        assert (about.type == "counter") == ("is_monotonic" in each["data"])
+    found = exported_samples(metrics)
+    assert found['taskbridge_queue_oldest_seconds{queue="email"}'] == 7.5
+    assert found['taskbridge_queue_messages{queue="*",state="delayed"}'] == 1
+    assert found['taskbridge_flows{state="running"}'] == 1
+    assert found['taskbridge_paused{queue="email"}'] == 1
+
+
+def test_each_export_reads_broker_and_store_once(exports: Exports, monkeypatch: pytest.MonkeyPatch) -> None:
+    bridge, readings = shop(), list[Bridge]()
+    counts = Bridge.counts
+
+    def counted_counts(of: Bridge) -> Any:
+        readings.append(of)
+        return counts(of)
+
+    monkeypatch.setattr(Bridge, "counts", counted_counts)
+    Gauges(bridge).register_with(exports.provider)
+    waiting = 'taskbridge_queue_messages{queue="email",state="waiting"}'
+    assert readings == []
+
+    for number in range(3):
+        assert exports.samples()[waiting] == number
+        assert len(readings) == 2 * number + 1
+        bridge.send("fine")
+        assert exports.samples(exports.second)[waiting] == number + 1
+        assert len(readings) == 2 * number + 2
+
+
+def test_an_export_leaves_out_what_cannot_be_read(exports: Exports, caplog: pytest.LogCaptureFixture) -> None:
+    bridge = Bridge("celery+redis://127.0.0.1:1/0", send_timeout=0.2)
+    Gauges(bridge).register_with(exports.provider)
+    exports.provider.get_meter("shop").create_counter("orders").add(1)
+
+    assert exports.samples() == {"orders_total{}": 1}
+    assert "metrics of queues are left out of a scrape" in caplog.text
+
+
+def test_what_is_not_known_any_more_is_not_exported(exports: Exports, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = SimpleNamespace(name="email", waiting=1, oldest_s=7.5, running=None, paused=None)
+    monkeypatch.setattr(Bridge, "operations", SimpleNamespace(queues=lambda _: (queue,)))
+    Gauges(shop()).register_with(exports.provider)
+    oldest = 'taskbridge_queue_oldest_seconds{queue="email"}'
+
+    assert exports.samples()[oldest] == 7.5
+    queue.waiting, queue.oldest_s = 0, None
+    assert oldest not in exports.samples()
+
+
+def test_only_the_process_that_supervises_workers_exports_gauges_by_itself(exports: Exports) -> None:
+    bridge = shop()
+    observe(bridge, registry=CollectorRegistry())
+    observe(bridge, meter_provider=exports.provider)
+    bridge.hooks.call(Event(name="worker_started"))
+    assert not any(each["name"].removesuffix("_total") in READ for each in exports.metrics())
+
+    observing.tell(bridge.observers, "supervising")
+    assert exports.samples()['taskbridge_paused{queue="email"}'] == 0
+
+
+def test_a_forked_process_exports_no_gauges(exports: Exports) -> None:
+    Gauges(shop()).register_with(exports.provider)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, that there are threads
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if exports.samples() == {} else 1)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert exports.samples()['taskbridge_paused{queue="email"}'] == 0
+
+
+ENDS = r"""
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, PeriodicExportingMetricReader
+from taskbridge import Bridge
+from taskbridge.metrics import Gauges
+
+exporter = ConsoleMetricExporter(formatter=lambda data: " ".join(
+    metric.name for scope in data.resource_metrics[0].scope_metrics for metric in scope.metrics
+) + "\n")
+provider = MeterProvider(metric_readers=[PeriodicExportingMetricReader(exporter, export_interval_millis=3_600_000)])
+provider.get_meter("shop").create_counter("orders").add(1)
+Gauges(Bridge("inline://?threads=0")).register_with(provider)
+provider.force_flush(120_000)
+"""
+
+
+def test_the_last_export_of_a_process_that_ends_reads_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS], check=False, capture_output=True, text=True, timeout=180)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    first, last = (set(line.split()) for line in done.stdout.splitlines())
+    assert {"orders", "taskbridge_paused"} <= first
+    assert last == {"orders"}
 
 
 # The command line

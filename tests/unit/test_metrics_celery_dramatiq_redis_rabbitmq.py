@@ -1,7 +1,11 @@
-"""The same program gives the same metrics on the four pairs, from several processes, which may end."""
+"""The same program gives the same metrics on the four pairs, from several processes, which may end.
+
+OpenTelemetry is told by one process what broker and store tell, with the values that Prometheus gets.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -14,14 +18,47 @@ from pathlib import Path
 from urllib.request import urlopen
 from uuid import uuid4
 
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from prometheus_client import CollectorRegistry, generate_latest
+
 from taskbridge import Bridge
-from tests.metric_samples import samples
+from taskbridge.metrics import Gauges
+from taskbridge.metrics.names import READ
+from tests.metric_samples import exported, exported_samples, samples
 
 PAIRS = ("celery+redis", "dramatiq+redis", "celery+amqp", "dramatiq+amqp")
 WAIT_S = 240.0
 
 SHOP = """
+import json
+import os
+
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, PeriodicExportingMetricReader
+
 from taskbridge import Bridge, Discard, RetryPolicy
+from taskbridge.metrics import observe
+
+
+class Lines(MetricExporter):
+    def export(self, metrics_data, timeout_millis=0, **_):
+        line = json.dumps(json.loads(metrics_data.to_json()))
+        with open(f"{os.environ['EXPORTED']}.{os.getpid()}", "a") as lines:
+            lines.write(f"{line}\\n")
+        return MetricExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis=0):
+        return True
+
+    def shutdown(self, timeout_millis=0, **_):
+        pass
+
+
+# What runs tasks exports as it is told to, for no thread of the SDK may hold its locks as an engine forks.
+is_worker = "TASKBRIDGE_APP_READY" in os.environ
+reader = PeriodicExportingMetricReader(Lines(), export_interval_millis=float("inf") if is_worker else 500)
+provider = MeterProvider(metric_readers=[reader])
 
 bridge = Bridge("inline://", queues=["email"], retry=RetryPolicy(max_attempts=2, min_delay=0.1))
 
@@ -42,6 +79,10 @@ def nightly() -> None: ...
 @bridge.task(name="sends")
 def sends() -> None:
     fine.send()
+    provider.get_meter("shop").create_counter("exports_by_workers").add(1)
+    provider.force_flush(240_000)
+
+observe(bridge, meter_provider=provider)
 """
 
 SENT = {"fine": 20, "fails": 3, "drops": 2, "sends": 4}
@@ -89,9 +130,11 @@ class Worker:
 
     def __init__(self, folder: Path, url: str, store: str) -> None:
         self.log = folder / f"{uuid4().hex}.log"
+        self.exported = folder / uuid4().hex
         namespace = f"metrics-{uuid4().hex[:8]}"
         env = {
             **os.environ,
+            "EXPORTED": str(self.exported),
             "TASKBRIDGE_NAMESPACE": namespace,
             "TASKBRIDGE_STORE": store,
             "TASKBRIDGE_SEND_TIMEOUT": "60",
@@ -121,6 +164,15 @@ class Worker:
             assert time.monotonic() < deadline, f"{found}\n{self.said()[-5000:]}"
             time.sleep(0.1)
         return found
+
+    def exports(self) -> dict[int, list[str]]:
+        """Return what each process has exported by OpenTelemetry: lines of JSON, the latest last."""
+        found = self.exported.parent.glob(f"{self.exported.name}.*")
+        return {int(each.suffix[1:]): each.read_text().split("\n")[:-1] for each in found}
+
+    def exporters(self, name: str) -> set[int]:
+        """Return which processes have exported a metric."""
+        return {pid for pid, lines in self.exports().items() if any(f'"name": "{name}"' in line for line in lines)}
 
     def wait_for(self, text: str) -> None:
         """Wait until the log has a text."""
@@ -178,5 +230,42 @@ def test_the_same_program_gives_the_same_metrics(tmp_path: Path, url_of: Callabl
             worker.bridge.named("fine").send().result(timeout=WAIT_S)  # another process runs it
             worker.scraped(lambda found: found[FINE] == EXPECTED[FINE] + AGAIN + 1)
 
+        for pair, worker in workers.items():
+            told_alike(worker, pair)
+
     for pair, found in scrapes.items():
         assert found.keys() == scrapes[PAIRS[0]].keys(), pair
+
+
+def told_alike(worker: Worker, pair: str) -> None:
+    """Check that OpenTelemetry gets what Prometheus does, and from one process."""
+    supervisor, bridge = worker.process.pid, worker.bridge
+    bridge.pause("email")
+    bridge.named("fine").schedule(3600)
+    bridge.named("nightly").using(queue="email").send()
+
+    def last() -> dict[str, float]:
+        return exported_samples(exported(json.loads(worker.exports()[supervisor][-1])))
+
+    found = worker.scraped(lambda found: read(found) == last())
+    assert found['taskbridge_paused{queue="email"}'] == 1, pair
+    assert found['taskbridge_queue_messages{queue="*",state="delayed"}'] >= 1, pair
+    assert worker.exporters("exports_by_workers"), pair
+    assert supervisor not in worker.exporters("exports_by_workers"), pair
+    for name in READ:
+        assert worker.exporters(name.removesuffix("_total")) <= {supervisor}, pair
+
+    registry, reader, gauges = CollectorRegistry(), InMemoryMetricReader(), Gauges(bridge)
+    provider = MeterProvider(metric_readers=[reader])
+    registry.register(gauges)
+    gauges.register_with(provider)
+    deadline = time.monotonic() + WAIT_S  # for what waited may have been taken just before the worker knew of the pause
+    while exported_samples(exported(reader.get_metrics_data())) != samples(text := generate_latest(registry).decode()):
+        assert time.monotonic() < deadline, f"{pair}: {text}"
+        time.sleep(0.1)
+    provider.shutdown()
+
+
+def read(found: dict[str, float]) -> dict[str, float]:
+    """Return what broker and store tell."""
+    return {name: value for name, value in found.items() if name.partition("{")[0] in READ}

@@ -9,12 +9,23 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from time import sleep
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from taskbridge import Bridge, BrokerUnavailable, ErrorInfo, Status
 from taskbridge.cli import command as cli
-from taskbridge.cli.output import RED, YELLOW, colored, duration, error_text, local_time, many, table
+from taskbridge.cli import screen
+from taskbridge.cli.output import (
+    RED,
+    YELLOW,
+    colored,
+    cut,
+    duration,
+    error_text,
+    local_time,
+    many,
+    table,
+    table_or_list,
+)
 from taskbridge.durations import moment
 from taskbridge.logs import escaped
 from taskbridge.stores.states import State
@@ -37,7 +48,7 @@ def running(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """
     found = bridge.operations.running()
     rows = [(each.task, each.id, each.queue, str(each.attempt), local_time(each.since), each.worker) for each in found]
-    text = table(("task", "id", "queue", "attempt", "since", "worker"), rows) if rows else "nothing runs"
+    text = table_or_list(("task", "id", "queue", "attempt", "since", "worker"), rows) if rows else "nothing runs"
     return cli.Output(text=text, data=[asdict(each) for each in found])
 
 
@@ -58,7 +69,7 @@ def failures(bridge: Bridge, arguments: Namespace) -> cli.Output:
         for each, error in found
     ]
     data = [asdict(each) | {"error": error and asdict(error)} for each, error in found]
-    return cli.Output(text=table(head, rows) if rows else "no failures", data=data)
+    return cli.Output(text=table_or_list(head, rows) if rows else "no failures", data=data)
 
 
 def _failures(bridge: Bridge, found: Sequence[Failures]) -> list[tuple[Failures, ErrorInfo | None]]:
@@ -100,7 +111,7 @@ def _ls(bridge: Bridge, arguments: Namespace) -> cli.Output:
         found += map(bridge.dead.shown_status, page.items)
         cursor, has_more = page.cursor, bool(page.cursor)
     rows = [(each.id, each.task, each.queue, each.state, local_time(_at(each))) for each in found]
-    text = table(("id", "task", "queue", "state", "since, or due"), rows) if rows else "no such messages"
+    text = table_or_list(("id", "task", "queue", "state", "since, or due"), rows) if rows else "no such messages"
     more = f"\n\nmore with --cursor '{cursor}'" if cursor else ""
     return cli.Output(text=f"{text}{more}", data={"messages": [plain(each) for each in found], "cursor": cursor})
 
@@ -125,7 +136,7 @@ messages: Final = cli.Command(
 
 @cli.command("watch what goes on", cli.MODULE_OR_NONE, cli.flag("--once", "print it once, and end"), cli.URL)
 def top(bridge: Bridge, arguments: Namespace) -> cli.Output:
-    """Show queues, rates, what runs and what failed, again every 2 seconds until Ctrl-C.
+    """Show queues, rates, what runs and what failed, again every 2 seconds until `q` or Ctrl-C.
 
       taskbridge top shop.tasks
 
@@ -133,20 +144,17 @@ def top(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """
     if arguments.once or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         return cli.Output(text="\n".join(_screen(bridge, *_size())))
-    print("\x1b[?1049h\x1b[?25l", end="")  # a screen of its own, without a cursor
-    try:
-        while True:
+    with screen.opened():
+        goes_on = True
+        while goes_on:
             width, height = _size()
             try:
-                lines = _screen(bridge, width, height - 1)
+                lines = _screen(bridge, width, height)
             except BrokerUnavailable as exc:
-                lines = [escaped(exc.problem)[:width]]
-            print("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J", end="", flush=True)
-            sleep(_REDRAWN_S)
-    except KeyboardInterrupt:
-        return cli.Output()
-    finally:
-        print("\x1b[?25h\x1b[?1049l", end="", flush=True)
+                lines = [cut(escaped(exc.problem), width)]
+            screen.draw(lines)
+            goes_on = screen.wait(_REDRAWN_S)
+    return cli.Output()
 
 
 def _size() -> tuple[int, int]:
@@ -161,7 +169,7 @@ def _screen(bridge: Bridge, width: int, height: int) -> list[str]:
     busy, slots = sum(each.busy for each in workers), sum(each.slots for each in workers)
     at_work = f"{many(len(workers), 'process', 'processes')}, {busy} of {many(slots, 'slot')} busy"
     alarms = [
-        (colored(RED if each.level == "error" else YELLOW, "!"), escaped(each.text)[: width - 2])
+        (colored(RED if each.level == "error" else YELLOW, "!"), cut(escaped(each.text), width - 2))
         for each in operations.alarms(queues=queues, rates=rates)[:4]
     ]
     lines = [f"{title}  {at_work}", *_charts(rates, width), "", *_queues(queues, height // 4)]
@@ -172,7 +180,7 @@ def _screen(bridge: Bridge, width: int, height: int) -> list[str]:
         f"  {each.count} x {each.task}  {_error(error)}" for each, error in _failures(bridge, operations.failures())
     ]
     lines += ["", "failed in the last 24 hours", *failed]
-    shown = [escaped(line)[:width] for line in lines]
+    shown = [cut(escaped(line), width) for line in lines]
     return [*shown[:1], *(f"{mark} {text}" for mark, text in alarms), *shown[1:]][:height]
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import accumulate
 from textwrap import indent
 from time import monotonic
 from typing import Any, Final
+from unicodedata import combining, east_asian_width
 
 from taskbridge import ErrorInfo
 from taskbridge.logs import escaped
@@ -23,6 +26,7 @@ RED: Final = 31
 CYAN: Final = 36
 
 LAYOUT: Final = "\n\t"  # what is not escaped where several lines are printed
+_NAMES: Final = 12  # how wide the names are before values
 _SHOW_S: Final = 0.1  # how often a bar of progress is drawn anew
 _UNITS = ((86400.0, "day"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
@@ -81,21 +85,61 @@ def print_json(data: Any) -> None:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> str:
     """Return a table: columns as wide as they need to be, two spaces apart; one may be aligned to the right."""
     lines = [[escaped(cell) for cell in line] for line in (head, *rows)]
-    sides = [
-        f"{'>' if name == right else '<'}{max(len(line[column]) for line in lines)}" for column, name in enumerate(head)
-    ]
-    return "\n".join(
-        "  ".join(f"{cell:{side}}" for cell, side in zip(line, sides, strict=True)).rstrip() for line in lines
+    widths = [max(columns(line[column]) for line in lines) for column in range(len(head))]
+
+    def filled(cell: str, width: int, name: str) -> str:
+        space = " " * (width - columns(cell))
+        return f"{space}{cell}" if name == right else f"{cell}{space}"
+
+    return "\n".join("  ".join(map(filled, line, widths, head)).rstrip() for line in lines)
+
+
+def table_or_list(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table; on a terminal that is too narrow for it, a list: a line for each cell, with its column's name."""
+    text, width = table(head, rows), shutil.get_terminal_size().columns
+    if not sys.stdout.isatty() or max(map(columns, text.split("\n"))) <= width:
+        return text
+    return "\n\n".join(
+        details(
+            [(name, "\n".join(_parts(escaped(cell), width - _NAMES))) for name, cell in zip(head, row, strict=True)]
+        )
+        for row in rows
     )
+
+
+def columns(text: str) -> int:
+    """Return how many columns of a terminal escaped text takes: two for each wide character, as of Chinese."""
+    return len(text) if text.isascii() else sum(map(_columns, text))
+
+
+def _columns(character: str) -> int:
+    return 0 if combining(character) else 2 if east_asian_width(character) in ("W", "F") else 1
+
+
+def cut(text: str, width: int) -> str:
+    """Return as much of escaped text as so many columns of a terminal hold."""
+    if columns(text) <= width:
+        return text
+    ends = accumulate(map(_columns, text))
+    return text[: sum(end <= width for end in ends)]
+
+
+def _parts(text: str, width: int) -> Iterator[str]:
+    while text:
+        part = cut(text, max(2, width))
+        yield part
+        text = text[len(part) :]
 
 
 def details(lines: Sequence[tuple[str, str | None]], traceback: str = "") -> str:
     """Return a line for each name that has a value, and a traceback below if there is one."""
     # The further lines of a value must not look like those of another one.
     shown = [
-        (name, escaped(value, keep=LAYOUT).replace("\n", f"\n{'':12}")) for name, value in lines if value is not None
+        (name, escaped(value, keep=LAYOUT).replace("\n", f"\n{'':{_NAMES}}"))
+        for name, value in lines
+        if value is not None
     ]
-    described = "\n".join(f"{name:<10}  {value}" for name, value in shown)
+    described = "\n".join(f"{name:<{_NAMES - 2}}  {value}" for name, value in shown)
     return f"{described}\n\n{indent(escaped(traceback.rstrip(), keep=LAYOUT), '  ')}" if traceback else described
 
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from taskbridge import Bridge
+from taskbridge import Bridge, observing
 from taskbridge.brokers.base import Broker
 from taskbridge.cli import command as cli
 from taskbridge.cli.applications import others
@@ -144,6 +144,7 @@ def worker(bridge: Bridge, arguments: Namespace) -> cli.Output:
         for text in others(bridge, options.app, queues, is_started=True, timeout_s=_PING_S):
             say(text, logging.WARNING)
     bridge.close()  # nothing of it is for the workers, which are not forked but started
+    observing.tell(bridge.observers, "supervising")
     with ExitStack() as stack:
         if arguments.metrics_port is not None:
             env |= _serve_metrics(bridge, arguments, stack)

@@ -1,7 +1,7 @@
 """Metrics: the same names, labels and counts on both engines, for Prometheus and OpenTelemetry.
 
 `observe` counts what this process sends and runs. `taskbridge worker --metrics-port` adds up the processes of a worker;
-`Gauges` and `taskbridge metrics` read the broker and the store.
+`Gauges` and `taskbridge metrics` read the broker and the store, for all processes together.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from taskbridge.background import in_time
 from taskbridge.exceptions import NotInstalledError
 from taskbridge.metrics.counts import Adder, Batch, Counts
 from taskbridge.metrics.gauges import Gauges as Gauges
-from taskbridge.metrics.names import BUCKETS_S, COUNTED
+from taskbridge.metrics.names import BUCKETS_S, COUNTED, in_opentelemetry
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -35,7 +35,8 @@ def observe(bridge: Bridge, *, registry: CollectorRegistry | None = None, meter_
     Args:
         bridge: Whose messages are counted.
         registry: Where Prometheus' client finds it; its default one if None. Its multiprocess mode is supported.
-        meter_provider: OpenTelemetry's `MeterProvider`, which is told instead of a registry.
+        meter_provider: OpenTelemetry's `MeterProvider`, which is told instead of a registry. In the process that starts
+            and supervises workers, `taskbridge worker`, it also gets what `Gauges` read.
 
     Raises:
         NotInstalledError: prometheus-client is not installed.
@@ -49,7 +50,11 @@ def observe(bridge: Bridge, *, registry: CollectorRegistry | None = None, meter_
             for value in values:
                 add(value)
 
-    counts = Counts(bridge, lambda: deliver)
+    def supervising() -> None:
+        if meter_provider is not None:  # whoever scrapes a registry is given the gauges by the worker's port
+            Gauges(bridge).register_with(meter_provider)
+
+    counts = Counts(bridge, lambda: deliver, supervising=supervising)
     counts.begin()
     if (force := getattr(meter_provider, "force_flush", None)) is not None:  # only the SDK's have it
 
@@ -83,14 +88,11 @@ def _opentelemetry(provider: Any) -> Mapping[str, Adder]:
     meter = provider.get_meter("taskbridge")
 
     def made(name: str) -> Adder:
-        about = COUNTED[name]
-        if about.is_histogram:
-            buckets = list(BUCKETS_S)
-            histogram = meter.create_histogram(
-                name, unit="s", description=about.help, explicit_bucket_boundaries_advisory=buckets
-            )
+        about = in_opentelemetry(name)
+        if COUNTED[name].is_histogram:
+            histogram = meter.create_histogram(**about, explicit_bucket_boundaries_advisory=list(BUCKETS_S))
             return lambda labels: partial(histogram.record, attributes=labels)
-        counter = meter.create_counter(name.removesuffix("_total"), description=about.help)  # exporters add it
+        counter = meter.create_counter(**about)
         return lambda labels: partial(counter.add, attributes=labels)
 
     return {name: made(name) for name in COUNTED}

@@ -43,10 +43,18 @@ class Counts(Observer):
     Args:
         bridge: Whose messages they are.
         deliverer: Makes what is handed each batch, once a process; that may raise `OSError`, which is logged.
+        supervising: What to do in the process that supervises the workers.
     """
 
-    def __init__(self, bridge: Bridge, deliverer: Callable[[], Callable[[Batch], object]]) -> None:
+    def __init__(
+        self,
+        bridge: Bridge,
+        deliverer: Callable[[], Callable[[Batch], object]],
+        *,
+        supervising: Callable[[], object] = bool,
+    ) -> None:
         self._bridge = bridge
+        self._supervising = supervising
         self._here = locks.PerProcess(lambda: _Heard(bridge, deliverer()))
 
     def begin(self) -> None:
@@ -67,6 +75,10 @@ class Counts(Observer):
         """Hand on at once what was heard in this process."""
         if (heard := self._here.made) is not None:
             heard.flush()
+
+    def supervising(self) -> None:
+        """Do what one process does for all workers."""
+        self._supervising()
 
     def sent(self, messages: Sequence[Message], seconds: float, error: BaseException | None) -> None:
         """Count messages by queue, and how long it took once for each queue."""

@@ -57,3 +57,9 @@ READ: Final[Mapping[str, Metric]] = {
     FLOWS: Metric(help="Flows that are not at their end, and those of them that are stalled.", labels=("state",)),
 }
 """What is read from broker and store."""
+
+
+def in_opentelemetry(name: str) -> dict[str, str]:
+    """Return a metric's name, unit and description there; exporters for Prometheus append `_total` themselves."""
+    unit = "s" if name.endswith("_seconds") else ""
+    return {"name": name.removesuffix("_total"), "unit": unit, "description": {**COUNTED, **READ}[name].help}
