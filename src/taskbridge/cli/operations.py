@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from taskbridge import Bridge, BrokerUnavailable, ErrorInfo, Status
 from taskbridge.cli import command as cli
-from taskbridge.cli import screen
 from taskbridge.cli.output import (
     RED,
     YELLOW,
@@ -144,6 +143,8 @@ def top(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """
     if arguments.once or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         return cli.Output(text="\n".join(_screen(bridge, *_size())))
+    from taskbridge.cli import screen  # here, for Windows has no termios
+
     with screen.opened():
         goes_on = True
         while goes_on:
