@@ -22,6 +22,7 @@ from taskbridge.durations import moment
 from taskbridge.exceptions import DecodeError
 from taskbridge.flows.states import FlowEnd, FlowState, OnError
 from taskbridge.message import FLOW_FORM, LONGEST_ID, Message
+from taskbridge.stores.backend import row_of_text, text_of_row
 from taskbridge.stores.steps import Place, named
 from taskbridge.unique import blake2b
 
@@ -133,23 +134,14 @@ class FlowRow(TypedDict, total=False):
 
 def packed(row: FlowRow, version: int) -> str:
     """Return a row as a text, whose head is its version."""
-    plain = dict(cast("dict[str, Any]", row))
-    plain.pop("version", None)
-    given = plain.pop("given", None)
-    text = f"{version}\n{codec.to_json(plain)}"
-    return text if given is None else f"{text}\n{given}"
+    return text_of_row({**row, "version": version}, "given")
 
 
 def unpacked(text: str | None) -> FlowRow | None:
     """Return the row of a text; None if there is none, or it can't be read."""
-    if text is None:
+    if (row := row_of_text(text, "given")) is None:
         return None
     try:
-        version, rest, *given = text.split("\n", 2)
-        row: Any = codec.from_json(rest)
-        row["version"] = int(version)
-        if given:
-            row["given"] = given[0]
         left = row.get("left", (0, 0, 0))
         above, parent, numbers = row.get("above", []), row.get("parent", ["", 0]), [*row["totals"], *row["groups"]]
         numbers += row["stage"], *left

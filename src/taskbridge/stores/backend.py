@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, Protocol
+from typing import Any, ClassVar, Final, Literal, Protocol, cast
 
+from taskbridge import codec
 from taskbridge.brokers.base import RedisCommand, Remark
 from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable
 
@@ -202,6 +203,29 @@ class PartlyCommitted(StoreUnavailable):
 def head_of(text: str | None) -> str:
     """Return what a write has to have seen, so that it replaces this text; None is where there is none."""
     return NEW if text is None else text.partition("\n")[0]
+
+
+def text_of_row(row: Mapping[str, object], tail: str) -> str:
+    """Return a row as a text: its version, itself as JSON, and its field `tail`, if there is one, which is JSON."""
+    plain = dict(row)
+    version, last = plain.pop("version", 0), plain.pop(tail, None)
+    text = f"{version}\n{codec.to_json(plain)}"
+    return text if last is None else f"{text}\n{last}"
+
+
+def row_of_text(text: str | None, tail: str) -> dict[str, Any] | None:
+    """Return the row of such a text; None if there is no text, or it can't be read."""
+    if text is None:
+        return None
+    try:
+        version, plain, *last = text.split("\n", 2)
+        row: Any = codec.from_json(plain)
+        row["version"] = int(version)
+        if last:
+            row[tail] = last[0]
+    except (ValueError, TypeError, RecursionError):  # anybody may have written it
+        return None
+    return cast("dict[str, Any]", row)
 
 
 class Outbox(Protocol):

@@ -30,7 +30,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from time import monotonic
-from typing import Any, Final, cast
+from typing import Final
 
 from taskbridge import codec
 from taskbridge.brokers.base import RedisCommand
@@ -39,7 +39,7 @@ from taskbridge.locks import PerProcess
 from taskbridge.message import Message
 from taskbridge.settings import Settings
 from taskbridge.stores import transitions
-from taskbridge.stores.backend import NEW, Backend, Commit, Listed, Write, head_of, next_of
+from taskbridge.stores.backend import NEW, Backend, Commit, Listed, Write, head_of, next_of, row_of_text, text_of_row
 from taskbridge.stores.starts import Started, Starts
 from taskbridge.stores.states import (
     CANCEL_KNOWN_S,
@@ -294,7 +294,7 @@ class Records:
     def created(self, message: Message, delay_s: float, now: float) -> tuple[str, str, float | None]:
         """Return the key and the text of a new record, and for how many seconds it is kept."""
         row = transitions.new(message, delay_s)
-        text = f"{NEW}\n{codec.to_json(row)}"  # as `_packed` would, for less: it has no version, and no result
+        text = f"{NEW}\n{codec.to_json(row)}"  # as `text_of_row` would, for less: it has no version, and no result
         return key_of(message.id), text, transitions.kept_s(row, result_ttl_s=self._ttl_s, now=now)
 
     def _change(
@@ -357,7 +357,7 @@ class Records:
         """Return a write of what was decided about a record; `head` is that of the text which it replaces."""
         new["version"], now = next_of(head), self._now()
         kept_s, tells = transitions.kept_s(new, result_ttl_s=self._ttl_s, now=now), new["state"] in FINAL
-        key, text = key_of(message_id), _packed(new)
+        key, text = key_of(message_id), text_of_row(new, "result")
         if self._lists:  # before it is written, for it is a hint; whoever reads it looks at the record
             # Of a guess it is not known whether its start was written, which is listed before that.
             formers: Sequence[State] = (*_AS_MADE, "running") if old is None else (old["state"],)
@@ -394,24 +394,7 @@ def head_of_row(row: Row | None) -> str:
     return NEW if row is None else str(row.get("version", 0))
 
 
-def _packed(row: Row) -> str:
-    """Return a row as a text: its version, itself as JSON, and what its task returned, which is JSON already."""
-    plain = dict(cast("dict[str, Any]", row))
-    version, result = plain.pop("version", 0), plain.pop("result", None)
-    text = f"{version}\n{codec.to_json(plain)}"
-    return text if result is None else f"{text}\n{result}"
-
-
 def unpacked(text: str | None) -> Row | None:
     """Return the row of a text; None if there is no text, or no row can be read in it."""
-    if text is None:
-        return None
-    try:
-        version, rest, *result = text.split("\n", 2)
-        found: Any = codec.from_json(rest)
-        found["version"] = int(version)
-        if result:
-            found["result"] = result[0]
-    except (ValueError, TypeError, RecursionError):  # anybody may have written it
-        return None
+    found = row_of_text(text, "result")
     return found if is_row(found) else None
