@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 
 from taskbridge.failures import Portable, clipped
 from taskbridge.logs import escaped
@@ -50,6 +51,15 @@ class NotInstalledError(TaskBridgeError, ImportError):
         super().__init__(f"{what} is not installed: pip install 'taskbridge-queue[{extra}]'")
         self.what = what
         self.extra = extra
+
+
+@contextmanager
+def needs(what: str, extra: str, *, fails_by: type[ImportError] = ModuleNotFoundError) -> Generator[None]:
+    """Import a library in the block; what that `fails_by` is raised as `NotInstalledError`."""
+    try:
+        yield
+    except fails_by as exc:
+        raise NotInstalledError(what, extra) from exc
 
 
 class NoCurrentTaskError(TaskBridgeError, LookupError):

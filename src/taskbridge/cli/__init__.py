@@ -28,7 +28,7 @@ from taskbridge.cli import (
     worker,
 )
 from taskbridge.cli.output import said_by, say
-from taskbridge.exceptions import BrokerUnavailable, NotInstalledError, StoreUnavailable, TaskBridgeError
+from taskbridge.exceptions import BrokerUnavailable, StoreUnavailable, TaskBridgeError, needs
 
 _DESCRIPTION = """\
 One task decorator, one meaning, on Celery or on Dramatiq.
@@ -62,10 +62,8 @@ def completion(bridge: Bridge, arguments: Namespace) -> command.Output:
     taskbridge completion zsh > "${fpath[1]}/_taskbridge"
     taskbridge completion fish > ~/.config/fish/completions/taskbridge.fish
     """
-    try:
+    with needs("argcomplete, which completes commands,", "completion"):
         from argcomplete.shell_integration import shellcode  # here, for it is an extra
-    except ModuleNotFoundError as exc:
-        raise NotInstalledError("argcomplete, which completes commands,", "completion") from exc
     return command.Output(text=shellcode(["taskbridge"], shell=arguments.shell))
 
 

@@ -12,7 +12,7 @@ from socket import AF_INET, AF_INET6
 from taskbridge import Bridge
 from taskbridge.cli import command as cli
 from taskbridge.cli.output import say
-from taskbridge.exceptions import NotInstalledError
+from taskbridge.exceptions import needs
 
 
 @cli.command(
@@ -37,11 +37,9 @@ def web(bridge: Bridge, arguments: Namespace) -> cli.Output:
     """
     from taskbridge.web import app, everything, reading_only  # here, for it is an extra
 
-    try:
+    with needs("uvicorn, which serves the page,", "web"):
         import uvicorn
         from starlette.middleware.trustedhost import TrustedHostMiddleware
-    except ModuleNotFoundError as exc:
-        raise NotInstalledError("uvicorn, which serves the page,", "web") from exc
     host: str = arguments.host
     shown = f"[{host}]" if ":" in host else host
     served = app(bridge, allow=everything if arguments.allow_acts else reading_only)

@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from taskbridge import failures
 from taskbridge._version import __version__
 from taskbridge.background import in_time
-from taskbridge.exceptions import NotInstalledError
+from taskbridge.exceptions import needs
 from taskbridge.integrations import BAGGAGE, SYSTEMS, TOGETHER, Open, add_baggage
 from taskbridge.logs import logger
 from taskbridge.observing import Observer, outcome_of
 
-try:
+with needs("opentelemetry-api", "opentelemetry", fails_by=ImportError):
     from opentelemetry import context, propagate, trace
     from opentelemetry.context import Context
     from opentelemetry.propagators.textmap import Getter
     from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
-except ImportError as _exc:
-    raise NotInstalledError("opentelemetry-api", "opentelemetry") from _exc
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider

@@ -11,17 +11,15 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from taskbridge import failures, locks
-from taskbridge.exceptions import NotInstalledError
+from taskbridge.exceptions import needs
 from taskbridge.integrations import BAGGAGE, SYSTEMS, TOGETHER, Open, add_baggage
 from taskbridge.message import DeadLetter
 from taskbridge.observing import Observer, Outcome, outcome_of
 from taskbridge.retry import Dead, ErrorInfo
 
-try:
+with needs("sentry-sdk", "sentry", fails_by=ImportError):
     import sentry_sdk
     from sentry_sdk.utils import event_from_exception
-except ImportError as _exc:
-    raise NotInstalledError("sentry-sdk", "sentry") from _exc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

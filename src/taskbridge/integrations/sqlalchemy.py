@@ -18,10 +18,10 @@ from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from taskbridge.background import in_thread
 from taskbridge.bridge import Bridge
-from taskbridge.exceptions import BrokerUnavailable, NotInstalledError, SettingsError
+from taskbridge.exceptions import BrokerUnavailable, SettingsError, needs
 from taskbridge.transactions import OUTBOX, Commit
 
-try:
+with needs("SQLAlchemy", "sqlalchemy"):
     from sqlalchemy import BigInteger, Column, Double, Engine, Index, Integer, MetaData, String, Table, Text, event
     from sqlalchemy.dialects.mysql import LONGTEXT
     from sqlalchemy.engine import Connection
@@ -29,8 +29,6 @@ try:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session, SessionTransaction, scoped_session
     from sqlalchemy.util.concurrency import await_only
-except ModuleNotFoundError as _absent:
-    raise NotInstalledError("SQLAlchemy", "sqlalchemy") from _absent
 
 __all__ = ["AnySession", "SessionOutbox", "after_commit", "outbox_table"]
 

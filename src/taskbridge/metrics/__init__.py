@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge.background import in_time
-from taskbridge.exceptions import NotInstalledError
+from taskbridge.exceptions import needs
 from taskbridge.metrics.counts import Adder, Batch, Counts
 from taskbridge.metrics.gauges import Gauges as Gauges
 from taskbridge.metrics.names import BUCKETS_S, COUNTED, in_opentelemetry
@@ -67,10 +67,8 @@ def observe(bridge: Bridge, *, registry: CollectorRegistry | None = None, meter_
 
 
 def _prometheus(registry: CollectorRegistry | None) -> Mapping[str, Adder]:
-    try:
+    with needs("prometheus-client", "metrics"):
         from prometheus_client import REGISTRY, Counter, Histogram
-    except ModuleNotFoundError as exc:
-        raise NotInstalledError("prometheus-client", "metrics") from exc
     into = REGISTRY if registry is None else registry
 
     def made(name: str) -> Adder:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from taskbridge import locks
 from taskbridge.background import in_time
-from taskbridge.exceptions import NotInstalledError, TaskBridgeError
+from taskbridge.exceptions import TaskBridgeError, needs
 from taskbridge.logs import OncePerMinute, logger
 from taskbridge.metrics.names import (
     ALL_QUEUES,
@@ -124,10 +124,8 @@ def text_of(bridge: Bridge) -> str:
     """
     rows = (item for read in _PARTS.values() for item in read(bridge).items())
     families: Any = SimpleNamespace(collect=lambda: _families(dict(rows)))
-    try:
+    with needs("prometheus-client", "metrics"):
         from prometheus_client import generate_latest
-    except ModuleNotFoundError as exc:
-        raise NotInstalledError("prometheus-client", "metrics") from exc
     return generate_latest(families).decode().rstrip("\n")
 
 

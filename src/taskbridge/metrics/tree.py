@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from taskbridge import locks
 from taskbridge.engines.base import METRICS_VARIABLE
-from taskbridge.exceptions import NotInstalledError
+from taskbridge.exceptions import needs
 from taskbridge.logs import logger
 from taskbridge.metrics.counts import Batch, Counts
 from taskbridge.metrics.gauges import Gauges
@@ -143,10 +143,8 @@ def served(bridge: Bridge, *, host: str, port: int) -> Generator[tuple[str, dict
 
     A port of 0 is any that is free. Raises `NotInstalledError`, or `OSError` if it can't listen there.
     """
-    try:
+    with needs("prometheus-client", "metrics"):
         from prometheus_client import CollectorRegistry, start_http_server
-    except ModuleNotFoundError as exc:
-        raise NotInstalledError("prometheus-client", "metrics") from exc
 
     totals = Totals()
 

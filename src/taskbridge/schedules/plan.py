@@ -16,7 +16,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast, get_args
 
 from taskbridge.durations import Duration, seconds
-from taskbridge.exceptions import DeclarationError, NotInstalledError, nearest
+from taskbridge.exceptions import DeclarationError, NotInstalledError, nearest, needs
 
 if TYPE_CHECKING:
     from cronsim import CronSim
@@ -317,10 +317,8 @@ def _cronsim(expression: str, after: datetime = datetime(2000, 1, 1, tzinfo=time
     Like Debian's cron, it takes a schedule for one of elapsed time if its minutes or hours begin with a star, and else
     for one of times of the day, and then knows what clock changes mean for it.
     """
-    try:
+    with needs("cronsim, which reads cron expressions,", "cron"):
         from cronsim import CronSim, CronSimError
-    except ModuleNotFoundError as exc:
-        raise NotInstalledError("cronsim, which reads cron expressions,", "cron") from exc
     fields = expression.split()
     if len(fields) != len(_SIZES):  # it takes seconds, too
         raise DeclarationError(f"cron expression {expression!r} must have 5 fields: {', '.join(_SIZES)}")

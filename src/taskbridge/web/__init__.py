@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from taskbridge.bridge import Bridge
-from taskbridge.exceptions import NotInstalledError
+from taskbridge.exceptions import NotInstalledError, needs
 from taskbridge.locks import PerProcess
 
 try:
@@ -55,10 +55,8 @@ def app(bridge: Bridge, *, allow: Allow = reading_only, secret: str | None = Non
 
 def wsgi(bridge: Bridge, *, allow: Allow = reading_only, secret: str | None = None) -> WSGIApp:
     """Return the page as a WSGI app; the arguments are those of `app`. Raises `NotInstalledError` without a2wsgi."""
-    try:
+    with needs("a2wsgi, which serves the page by WSGI,", "web"):
         from a2wsgi import ASGIMiddleware
-    except ModuleNotFoundError as exc:
-        raise NotInstalledError("a2wsgi, which serves the page by WSGI,", "web") from exc
     asgi: Any = app(bridge, allow=allow, secret=secret)
     served = PerProcess(partial(ASGIMiddleware, asgi))  # it has a thread, which a forked child would miss
 

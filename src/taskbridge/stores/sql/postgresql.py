@@ -14,18 +14,16 @@ from time import monotonic
 from typing import Any, ClassVar, Final
 
 from taskbridge.background import in_time
-from taskbridge.exceptions import NotInstalledError, SettingsError
+from taskbridge.exceptions import SettingsError, needs
 from taskbridge.settings import Settings
 from taskbridge.stores.notifications import Notifications
 from taskbridge.stores.sql.database import Database
 from taskbridge.stores.sql.schema import Run
 
-try:
+with needs("psycopg, the client of store 'postgresql',", "postgresql", fails_by=ImportError):
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
     from psycopg.waiting import Ready, Wait
-except ImportError as _exc:
-    raise NotInstalledError("psycopg, the client of store 'postgresql',", "postgresql") from _exc
 
 _CHANNEL: Final = "taskbridge_told"
 """The channel on which PostgreSQL tells of keys, as `namespace:key`; all bridges with a database share it."""
