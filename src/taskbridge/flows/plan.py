@@ -20,7 +20,7 @@ from typing_extensions import Required
 from taskbridge import codec
 from taskbridge.durations import moment
 from taskbridge.exceptions import DecodeError
-from taskbridge.flows.states import FlowEnd, FlowState, OnError
+from taskbridge.flows.states import STATES, FlowEnd, FlowState, OnError
 from taskbridge.message import FLOW_FORM, LONGEST_ID, Message
 from taskbridge.stores.backend import row_of_text, text_of_row
 from taskbridge.stores.steps import Place, named
@@ -145,16 +145,13 @@ def unpacked(text: str | None) -> FlowRow | None:
         left = row.get("left", (0, 0, 0))
         above, parent, numbers = row.get("above", []), row.get("parent", ["", 0]), [*row["totals"], *row["groups"]]
         numbers += row["stage"], *left
-        sound = all(type(each) is int and each >= 0 for each in numbers) and row["state"] in _STATES
+        sound = all(type(each) is int and each >= 0 for each in numbers) and row["state"] in STATES
         sound = sound and row["stage"] < len(row["totals"]) and isinstance(row["name"], str)
         sound = sound and len(above) % 2 == 0 and len(parent) == 2 and len(left) == 3
         sound = sound and moment(row["created_at"]) is not None
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError):  # anybody may have written it
         return None
     return cast("FlowRow", row) if sound else None
-
-
-_STATES: Final = ("running", "done", "failed", "cancelled")
 
 
 def plan_text(stages: Sequence[str], failure: str | None, end: str | None) -> str:

@@ -16,10 +16,10 @@ from taskbridge import codec, exceptions
 from taskbridge.durations import Duration, moment
 from taskbridge.flows.plan import FlowRow, Group, end_of, plan_key, plan_of, row_key, step_id, unpacked
 from taskbridge.flows.results import Results, read_by
-from taskbridge.flows.states import FINAL, FlowState, FlowStatus, Outcome
+from taskbridge.flows.states import FINAL, STATES, FlowState, FlowStatus, Outcome
 from taskbridge.results import Awaited, value_of
 from taskbridge.stores import states
-from taskbridge.stores.backend import Listed
+from taskbridge.stores.backend import COUNTED, Listed
 from taskbridge.stores.states import Status
 from taskbridge.stores.steps import CALLBACKS, bad_end, group_key
 from taskbridge.stores.transitions import life_of
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 _STALLED_S: Final = 60.0  # how long nothing is heard of a step before it is looked for
 _LOOK_AGAIN_S: Final = 2.0  # how often who waits for a flow looks, though nobody tells
 _MOST_LISTED: Final = 1000  # how many flows are looked at together
-_STATES: Final[tuple[FlowState, ...]] = ("running", "done", "failed", "cancelled")
 
 
 class Reading:
@@ -99,7 +98,7 @@ class Reading:
         Running flows are in the order of their beginning, the others in that of their end. `oldest` of a group is left
         out of those that have just begun.
         """
-        names = [f"flow:{each}" for each in (_STATES if state is None else (state,))]
+        names = [f"flow:{each}" for each in (STATES if state is None else (state,))]
         place, count, rows = (before[0], f"flow:{before[1]}"), most, dict[str, FlowRow]()
         while True:  # again, for those that are gone
             lists = self._backend.listed("state", names, before=place, most=count, timeout_s=self._timeout_s)
@@ -130,9 +129,9 @@ class Reading:
 
     def counts(self) -> Mapping[str, int]:
         """Return how many flows are in each state, as far as they are kept; `stalled` as that counts."""
-        names = [f"flow:{each}" for each in _STATES]
+        names = [f"flow:{each}" for each in STATES]
         numbers = self._backend.count_listed(names, timeout_s=self._timeout_s)
-        return {**dict(zip(_STATES, numbers, strict=True)), "stalled": len(self.stalled())}
+        return {**dict(zip(STATES, numbers, strict=True)), "stalled": len(self.stalled())}
 
     def stalled(self, *, most: int = 100) -> Sequence[FlowStatus]:
         """Return which of so many flows that have run longest are stalled (rule W11)."""
@@ -218,13 +217,13 @@ class Reading:
         at, total, own = row["stage"], sum(row["totals"]), counted.get((id, row["stage"]))
         numbers = Counter[str](done=sum(number not in row["groups"] for number in range(at)))
         for number in row["groups"]:
-            for name in ("done", "dead", "discarded", "cancelled"):
+            for name in COUNTED:
                 numbers[name] += getattr(counted.get((id, number)), name, 0)
         is_over = own is None and record is not None and record.state in states.FINAL
         if record is not None:
             numbers[record.state] += is_over
         with_broker = own.sent - own.ended if own is not None else int(record is not None and not is_over)
-        ended = sum(numbers[name] for name in ("done", "dead", "discarded", "cancelled"))
+        ends: dict[str, Any] = {name: numbers[name] for name in COUNTED}
         return FlowStatus(
             id=id,
             name=row["name"],
@@ -234,12 +233,9 @@ class Reading:
             stage=at + 1,
             stages=len(row["totals"]),
             total=total,
-            waiting=max(0, total - ended - max(0, with_broker)),
+            waiting=max(0, total - sum(ends.values()) - max(0, with_broker)),
             running=max(0, with_broker),
-            done=numbers["done"],
-            dead=numbers["dead"],
-            discarded=numbers["discarded"],
-            cancelled=numbers["cancelled"],
+            **ends,
             oldest="" if is_over else oldest,
             end=end_of(id, row) if row.get("end") else None,
             parent=next(iter(row.get("parent", ())), ""),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Generic, Literal, TypeVar
+from typing import Final, Generic, Literal, TypeVar, get_args
 
 from taskbridge.retry import ErrorInfo
 
@@ -18,6 +18,7 @@ FlowState = Literal["running", "done", "failed", "cancelled"]
 """`running`: some of its steps have not ended. `done`: the last one returned. `failed`: a step ended badly.
 `cancelled`: it was cancelled before its end."""
 
+STATES: Final[tuple[FlowState, ...]] = get_args(FlowState)
 FINAL: Final[frozenset[FlowState]] = frozenset({"done", "failed", "cancelled"})
 
 Bad = Literal["dead", "discarded", "cancelled"]
