@@ -157,11 +157,7 @@ def what_of(row: Any, now: datetime) -> What:
         time = {"cron": cron, "timezone": each.timezone}
     else:
         raise ValueError("a time by the sun has no equivalent")
-    args, kwargs, headers = (
-        json.loads(row.args or "[]"),
-        json.loads(row.kwargs or "{}"),
-        json.loads(row.headers or "{}"),
-    )
+    args, kwargs, headers = map(json.loads, (row.args or "[]", row.kwargs or "{}", row.headers or "{}"))
     if (type(args), type(kwargs), type(headers)) != (list, dict, dict):
         raise ValueError("its arguments and headers must be a JSON array and objects")
     options = SendOptions(queue=row.queue or None, expires=expires, headers=headers)

@@ -7,18 +7,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    AMQP: Any
-    ControlPanel: Any
-    CeleryTask: Any
-    ExceptionInfo: Any
-    Exchange: Any
-    get_decoder: Any
-    PreforkPool: Any
-    SoloPool: Any
-    WorkController: Any
-    frame_handler: Any
-    kombu_json: Any
-    worker_state: Any
+
+    def __getattr__(name: str) -> Any: ...  # of all that is imported below and not named here
 
     class Untyped:
         """Stands for a class of theirs: all that it has is Any."""
