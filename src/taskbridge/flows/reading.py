@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import datetime
 from functools import cache, partial
 from itertools import islice, repeat
 from math import inf
@@ -192,13 +191,8 @@ class Reading:
     def _gone(self, records: Sequence[Status]) -> Collection[str]:
         """Return the ids of those that have run for a minute, as far as they tell, and are run by no live worker."""
         now = self._bridge.now()
-        silent = [
-            each
-            for each in records
-            if each.state == "running"
-            and not each.became
-            and now - max(at.timestamp() for at in _heard(each)) > _STALLED_S
-        ]
+        running = [each for each in records if each.state == "running" and not each.became]
+        silent = [each for each in running if now - _heard_at(each) > _STALLED_S]
         if not silent:
             return ()
         keys = {each.id: f"{life_of(each)}:{each.attempts[-1].number}" for each in silent if each.attempts}
@@ -259,11 +253,7 @@ class Reading:
             return True
         if record.state in states.FINAL:
             return record.ended_at is not None and now - record.ended_at.timestamp() > _STALLED_S
-        if record.state == "running":
-            is_silent = is_gone
-        else:
-            is_silent = now - max(at.timestamp() for at in _heard(record)) >= _STALLED_S
-        if not is_silent:
+        if not (is_gone if record.state == "running" else now - _heard_at(record) >= _STALLED_S):
             return False
         counts = waits()
         return counts is None or not (counts.delayed or counts.waiting.get(record.queue))
@@ -349,7 +339,7 @@ def _called_back(id: str, row: FlowRow) -> str:
     return step_id(id, row.get("callback", ""), row.get("life", 0))
 
 
-def _heard(record: Status) -> list[datetime]:
-    """Return when something was heard of a message, as its record tells."""
+def _heard_at(record: Status) -> float:
+    """Return when something was last heard of a message, as its record tells, in seconds since the epoch."""
     runs = (at for each in record.attempts for at in (each.started_at, each.ended_at))
-    return [at for at in (record.enqueued_at, record.due_at, *runs) if at is not None]
+    return max(at.timestamp() for at in (record.enqueued_at, record.due_at, *runs) if at is not None)
