@@ -11,6 +11,7 @@ from typing import Any
 
 import pika
 import pytest
+from pika import spec
 
 from taskbridge import Bridge, BrokerUnavailable, DeadLetter
 from taskbridge.brokers.rabbitmq.channel import Channel
@@ -127,7 +128,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     bodies, take = list[bytes](), Channel.take
 
     def noted(channel: Channel, kind: int, payload: bytes) -> None:
-        if kind == pika.spec.FRAME_BODY:
+        if kind == spec.FRAME_BODY:
             bodies.append(payload)
         take(channel, kind, payload)
 
