@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -13,7 +13,7 @@ from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskbridge import codec, failures
-from taskbridge.brokers.base import Decide, PagingBroker, Taken
+from taskbridge.brokers.base import Decide, PagingBroker, Place, Taken, place_of
 from taskbridge.durations import LONGEST_DELAY_S, moment
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NoSuchDeadLetter
 from taskbridge.logs import logger
@@ -155,23 +155,24 @@ class DeadLetters:
         """Return dead letters, the oldest first, and leave them where they are.
 
         Only those of tasks whose names match a glob, such as `shop.email.*`, with this reason and from this queue; at
-        most `limit`, None for all; and behind `after`, which is the `next` of the page before. A limit under 1, or an
-        `after` that comes from no page, raises `ValueError`.
+        most `limit`, None for all; and behind the page whose `next` is `after`. A limit under 1, or an `after` that
+        comes from no page, raises `ValueError`. RabbitMQ is read from its first letter to the end of the page.
         """
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
         start = None if after is None else _place_of(after)
         broker, matches = self._bridge.broker, _filter(task, reason, queue)
-        since = (
-            broker.dead_letters_since(start[0] if start else 0.0)
+        with closing(
+            broker.dead_letters_from(start, most=None if limit is None else limit + 1)
             if isinstance(broker, PagingBroker)
-            else sorted(broker.dead_letters(), key=_place)
-        )
-        left = (each for each in since if matches(each) and (start is None or _place(each) > start))
-        page = list(islice(left, limit))
-        is_last = next(left, None) is None
+            else (each for each in sorted(broker.dead_letters(), key=place_of) if not start or place_of(each) >= start)
+        ) as letters:
+            left = filter(matches, letters)
+            page = list(islice(left, limit))
+            following = next(left, None)
         return DeadPage(
-            entries=tuple(map(self.shown, page)), next=None if is_last else f"{page[-1].died_at!r}:{page[-1].id}"
+            entries=tuple(map(self.shown, page)),
+            next=None if following is None else f"{following.died_at!r}:{following.id}",
         )
 
     def get(self, id: str) -> DeadEntry:
@@ -420,11 +421,7 @@ def filters_text(**filters: str | None) -> str:
     return " ".join(f"{name}={value}" for name, value in filters.items() if value) or "all"
 
 
-def _place(letter: DeadLetter) -> tuple[float, str]:
-    return letter.died_at, letter.id
-
-
-def _place_of(after: str) -> tuple[float, str]:
+def _place_of(after: str) -> Place:
     died_at, _, letter_id = after.partition(":")
     with suppress(ValueError):
         if isfinite(place := float(died_at)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -126,6 +126,15 @@ class Taken:
 
     message: Message | None = None
     delay_s: float = 0.0
+
+
+Place = tuple[float, str]
+"""When a letter died, and its id."""
+
+
+def place_of(letter: DeadLetter) -> Place:
+    """Return the place of a dead letter."""
+    return letter.died_at, letter.id
 
 
 Decide = Callable[[DeadLetter], Taken | None]
@@ -261,8 +270,13 @@ class SignBroker(Broker, Protocol):
 class PagingBroker(Broker, Protocol):
     """A broker that need not read all dead letters to show some."""
 
-    def dead_letters_since(self, died_at: float) -> Iterator[DeadLetter]:
-        """Yield the dead letters that died at this time or later, by that time and by id, each read as it is needed."""
+    def dead_letters_from(self, place: Place | None, *, most: int | None) -> Generator[DeadLetter]:
+        """Yield dead letters, the oldest first, each read as it is needed; whoever stops before the end closes it.
+
+        Args:
+            place: Where to begin: at the letter of this place or, if it is gone, at what died later. None is the first.
+            most: How many are read at first; None is all.
+        """
         ...
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, Final
 
 from pika import spec
 
-from taskbridge.brokers.base import Buried, Counts, Decide, Publication, Remark, Wire
+from taskbridge.brokers.base import Buried, Counts, Decide, Place, Publication, Remark, Wire, place_of
 from taskbridge.brokers.rabbitmq.channel import NOT_FOUND, Channel
 from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline
-from taskbridge.brokers.rabbitmq.dead_letter_queue import letter_of, reading, take_out
+from taskbridge.brokers.rabbitmq.dead_letter_queue import TOGETHER, letter_of, reading, take_out
 from taskbridge.brokers.rabbitmq.hosts import Hosts
 from taskbridge.brokers.rabbitmq.pool import Pool
 from taskbridge.brokers.rabbitmq.publication import Destination, EncodedPublication, Encoder
@@ -168,11 +168,33 @@ class RabbitMQBroker:
         return replies
 
     def dead_letters(self, ids: Collection[str] | None = None) -> list[DeadLetter]:
+        with closing(self._letters(None if ids is None else TOGETHER)) as letters:
+            if ids is None:
+                return list(letters)
+            found, missing = list[DeadLetter](), set(ids)
+            while missing and (letter := next(letters, None)) is not None:
+                found += [letter] if letter.id in ids else []
+                missing.discard(letter.id)
+            return found
+
+    def dead_letters_from(self, place: Place | None, *, most: int | None) -> Generator[DeadLetter]:
+        """Yield dead letters in the order in which they were buried, of which all before are read, too."""
+        found = False
+        with closing(self._letters(most)) as letters:
+            for letter in _once(letters):
+                if found := found or place in (None, place_of(letter)):
+                    yield letter
+        if place is not None and not found:
+            with closing(self._letters(most)) as letters:
+                yield from (letter for letter in _once(letters) if place_of(letter) > place)
+
+    def _letters(self, most: int | None) -> Generator[DeadLetter]:
+        """Yield the dead letters from the front of their queue, where they are again once this is closed."""
         topology, deadline = self._topology, Deadline(self._settings.send_timeout_s)
-        letters_of = reading(self._hosts, topology.dead, topology.kind, deadline, declares=self._declares)
-        with _told(), letters_of as (_, deliveries):
-            letters = [letter_of(each.body) for each in deliveries]
-        return [letter for letter in letters if ids is None or letter.id in ids]
+        read = reading(self._hosts, topology.dead, topology.kind, deadline, declares=self._declares, most=most)
+        with _told(), read as (_, deliveries):
+            for each in deliveries:
+                yield letter_of(each.body)
 
     def take_dead(self, decide: Decide, *, ids: Collection[str] | None = None, timeout_s: float) -> list[str]:
         """Take dead letters out, up to 100 in a transaction, which also parks what is replayed."""
@@ -223,6 +245,15 @@ class RabbitMQBroker:
     def close(self) -> None:
         self._publisher.close()
         self._looker.close()
+
+
+def _once(letters: Iterable[DeadLetter]) -> Iterator[DeadLetter]:
+    """Yield letters without copies: a page that begins with the second one would begin with the first one again."""
+    seen = set[int]()
+    for letter in letters:
+        if (place := hash(place_of(letter))) not in seen:
+            seen.add(place)
+            yield letter
 
 
 def _look(queue: str) -> Any:

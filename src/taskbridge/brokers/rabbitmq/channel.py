@@ -81,15 +81,19 @@ class Channel:
         """Return the replies to methods that are sent together."""
         self.check()
         self.replies, asked = [], len(methods)
+        self._exchange(self._bytes(methods), lambda: len(self.replies) >= asked, deadline)
+        return self.replies
+
+    def _exchange(self, data: bytes, is_enough: Callable[[], bool], deadline: Deadline) -> None:
+        """Send bytes, and wait until what has come is enough."""
         try:
-            self.connection.write(self._bytes(methods), deadline)
-            self.connection.wait(lambda: len(self.replies) >= asked or self.closed is not None, deadline)
+            self.connection.write(data, deadline)
+            self.connection.wait(lambda: is_enough() or self.closed is not None, deadline)
         except BaseException as exc:  # a late reply would be taken for the next call's
             self.connection.lose(f"a call was not answered: {exc}")
             raise
-        if len(self.replies) < asked:
+        if not is_enough():
             self.check()
-        return self.replies
 
     def check(self) -> None:
         """Raise the `ClientError` of which the channel was closed, if it was."""
@@ -142,14 +146,24 @@ class Channel:
         if acks:
             self.connection.send(acks)
 
-    def arrived(self, queue: str, deadline: Deadline) -> int:
-        """Return once what a queue can deliver to this channel is here, and how many messages it held then."""
-        look = spec.Queue.Declare(queue=queue, passive=True)
-        left: int = self.call(look, deadline).message_count
-        # That reply may overtake what the queue has delivered, for its channel waits for the queue's answer before it
-        # goes on; the next one can't.
-        self.call(look, deadline)
-        return left
+    def arriving(self, queue: str, deadline: Callable[[], Deadline]) -> Iterator[Delivery]:
+        """Yield deliveries as they come, until all are here that a queue can deliver to this channel now.
+
+        Then the first of `replies` says how many messages the queue still held. `deadline` makes that of each wait.
+        """
+        self.check()
+        look, answers = self._bytes([spec.Queue.Declare(queue=queue, passive=True)]), list[Any]()
+        # The first answer may overtake what the queue has delivered, for its channel waits for the queue before it goes
+        # on; the one to what is asked after that can't.
+        for _ in range(2):
+            self.replies, data = [], look
+            while not self.replies:
+                self._exchange(data, lambda: bool(self.replies or self.deliveries), deadline())
+                data = b""
+                while self.deliveries:
+                    yield self.deliveries.popleft()
+            answers += self.replies
+        self.replies = answers
 
     # Publications
 
@@ -290,13 +304,16 @@ class Channel:
 
 
 @contextmanager
-def channel_of_its_own(hosts: Hosts, deadline: Deadline) -> Generator[Channel]:
-    """Open a connection with one channel for the block; what is not acknowledged goes back to its queue after it."""
+def channel_of_its_own(hosts: Hosts, deadline: Deadline, *, leave_s: float = _LEAVE_S) -> Generator[Channel]:
+    """Open a connection with one channel for the block; what is not acknowledged goes back to its queue after it.
+
+    For `leave_s` seconds at most, an answer is waited for that says that this is done.
+    """
     connection = hosts.connect(deadline)
     try:
         yield Channel(connection)
     finally:
-        connection.close(_LEAVE_S if connection.blocked is None else 0.0)  # the server reads nothing in an alarm
+        connection.close(leave_s if connection.blocked is None else 0.0)  # the server reads nothing in an alarm
 
 
 def _declaration_problem(call: Any, refusal: ClientError) -> str:

@@ -1,10 +1,11 @@
-"""Looks at all dead letters, and takes some out in transactions."""
+"""Looks at dead letters from the front of their queue, and takes some out in transactions."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import chain
 from typing import Any, Final
 
 from pika import spec
@@ -26,7 +27,7 @@ _OF_ANOTHER_TYPE: Final = 406  # the same: the queue is not as it was to be decl
 _PAUSE_S: Final = 0.05
 
 _MOST_UNACKNOWLEDGED: Final = 65_535
-"""How many deliveries a consumer of a quorum queue can have at most; without a limit, it would be 2,000."""
+"""How many deliveries a consumer can have at most; without a limit, it would be 2,000 on a quorum queue."""
 
 _log = logger("taskbridge.rabbitmq")
 
@@ -105,30 +106,37 @@ def letter_of(body: bytes) -> DeadLetter:
 
 @contextmanager
 def reading(
-    hosts: Hosts, queue: str, kind: QueueType, deadline: Deadline, *modes: Any, declares: bool = False
+    hosts: Hosts,
+    queue: str,
+    kind: QueueType,
+    deadline: Deadline,
+    *modes: Any,
+    declares: bool = False,
+    most: int | None = None,
 ) -> Generator[tuple[Channel, Iterator[Delivery]]]:
     """Read a queue of a type during the block; then unacknowledged messages return to their places.
 
     Meanwhile nobody else may consume the queue: of two readers each would see a part. `declares` is whether it is
-    declared before, for the server logs an error of a missing one.
+    declared before, for the server logs an error of a missing one. `most` is how many messages are sent at first, and
+    as many again as there were whenever they are used up; None is all.
     """
     # A quorum queue doesn't mind other consumers (rabbit_quorum_queue:consume), and earlier releases make no lock.
     lock = spec.Queue.Declare(queue=f"{queue}.reader", exclusive=True, arguments=typed("classic"))
-    limit = spec.Basic.Qos(prefetch_count=_MOST_UNACKNOWLEDGED if kind == "quorum" else 0)
     declare: list[Any] = [spec.Queue.Declare(queue=queue, durable=True, arguments=typed(kind))] if declares else []
-    consume = [*modes, lock, limit, spec.Basic.Consume(queue=queue, exclusive=True)]
-    more = [spec.Basic.Consume(queue=queue)] if kind == "quorum" else []
+    most = _MOST_UNACKNOWLEDGED if most is None else min(most, _MOST_UNACKNOWLEDGED)
+    consume = [*modes, lock, *_consumer(queue, 0, most)]
     others: TimedOutError | None = None
-    with channel_of_its_own(hosts, deadline) as first:
+    # The next reader waits for the lock, and not for what returns: without an answer, that may come after the lock.
+    with channel_of_its_own(hosts, deadline, leave_s=deadline.timeout_s) as first:
         channel = first
         while True:
             try:
                 channel.call_all([*declare, *consume], deadline)
-                deliveries = _all(channel, queue, more, deadline.timeout_s)
+                deliveries = _in_place(_all(channel, queue, most, deadline.timeout_s))
                 break
             except ClientError as exc:
                 if exc.code == NOT_FOUND:
-                    deliveries = iter(())
+                    deliveries = _in_place(iter(()))
                     break
                 if others is not None and isinstance(exc, TimedOutError):
                     raise others from exc
@@ -140,23 +148,59 @@ def reading(
                     raise
             time.sleep(_PAUSE_S)
             channel = Channel(first.connection)
-        yield channel, deliveries
+        with closing(deliveries):
+            yield channel, deliveries
 
 
-def _all(channel: Channel, queue: str, more: Sequence[Any], timeout_s: float) -> Iterator[Delivery]:
-    """Yield what comes until nothing is left, and call `more` each time that the consumers have all they may have."""
-    deadline, room = Deadline(timeout_s), _MOST_UNACKNOWLEDGED
+def _in_place(deliveries: Iterator[Delivery]) -> Generator[Delivery]:
+    """Yield deliveries, and see to it that they return to their places.
+
+    A quorum queue delivers first what was returned to it, and puts what is returned behind all of that
+    (rabbit_fifo:return_one). So all that was returned before must be taken before any of it is returned again.
+    """
+    first = next(deliveries, None)
+    try:
+        yield from chain([first] if first else (), deliveries)  # which doesn't close them
+    finally:
+        if first and _was_returned(first):
+            for _ in deliveries:
+                pass
+
+
+def _was_returned(delivery: Delivery) -> bool:
+    """Return whether a quorum queue says that a message was returned to it; a classic queue says nothing."""
+    return delivery.times is not None and delivery.times() is not None
+
+
+def _all(channel: Channel, queue: str, most: int, timeout_s: float) -> Iterator[Delivery]:
+    """Yield what comes until nothing is left; a consumer that has all that it may have is followed by another one."""
+    deadline, consumers, last = Deadline(timeout_s), 1, Delivery(0, b"")
     while True:
-        left = channel.arrived(queue, Deadline(timeout_s))  # for each: a long queue takes its time
-        if not channel.deliveries and left > 0 and deadline.passed:
-            raise TimedOutError(f"RabbitMQ holds {left} messages of queue {queue!r} back")
-        while channel.deliveries:
-            yield channel.deliveries.popleft()
-            room -= 1
+        for last in channel.arriving(queue, lambda: Deadline(timeout_s)):  # for each: a long queue takes its time
+            yield last
             deadline = Deadline(timeout_s)
-        if left == 0:
+        if (left := channel.replies[0].message_count) == 0:
             return
-        if room == 0 and more:
-            channel.call_all(more, Deadline(timeout_s))
-            room = _MOST_UNACKNOWLEDGED
-        time.sleep(_PAUSE_S)
+        if last.tag == most:
+            more = _MOST_UNACKNOWLEDGED if _was_returned(last) else min(most, _MOST_UNACKNOWLEDGED)
+            cancel = spec.Basic.Cancel(_tag(consumers - 1))
+            channel.call_all([cancel, *_consumer(queue, consumers, more)], Deadline(timeout_s))
+            consumers, most = consumers + 1, most + more
+        elif deadline.passed:
+            raise TimedOutError(f"RabbitMQ holds {left} messages of queue {queue!r} back")
+        else:
+            time.sleep(_PAUSE_S)
+
+
+def _consumer(queue: str, number: int, most: int) -> list[Any]:
+    """Return the calls that make a consumer, to which at most so many messages are delivered.
+
+    A quorum queue gives back what consumers had in the order of their tags (rabbit_fifo:handle_down; that holds for 32
+    of them, which have a million messages), or since RabbitMQ 4 in the order in which they were made.
+    """
+    consume = spec.Basic.Consume(queue=queue, consumer_tag=_tag(number), exclusive=True)
+    return [spec.Basic.Qos(prefetch_count=most), consume]
+
+
+def _tag(number: int) -> str:
+    return f"reader.{number:02}"

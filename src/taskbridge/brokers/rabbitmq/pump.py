@@ -161,8 +161,7 @@ class Pump:
     def _adopt(self, channel: Channel, due: str) -> bool:
         """Publish what is known here of a queue, and leave the rest; return whether any of it was known."""
         self._consume(channel, due, _LOOKED_AT)
-        channel.arrived(due, self._call_deadline())
-        taken = list(channel.deliveries)
+        taken = list(channel.arriving(due, self._call_deadline))
         adopted = self._decided(taken, is_own=False)
         accepted = self._deliver(adopted).accepted if adopted else set[int]()
         channel.ack(taken[index].tag for index in sorted(accepted))

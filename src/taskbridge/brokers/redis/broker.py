@@ -6,14 +6,14 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha1
 from itertools import chain, count, groupby, islice
 from typing import Any, Final, NamedTuple
 
-from taskbridge.brokers.base import Buried, Counts, Decide, RedisCommand, Remark, Taken, Wire
+from taskbridge.brokers.base import Buried, Counts, Decide, Place, RedisCommand, Remark, Taken, Wire, place_of
 from taskbridge.brokers.redis.client import Request, Script, Word, client_of
 from taskbridge.brokers.redis.keys import Keys
 from taskbridge.brokers.redis.pump import Pump
@@ -125,11 +125,12 @@ class RedisBroker:
     def dead_letters(self, ids: Collection[str] | None = None) -> list[DeadLetter]:
         return [found.letter for part in self._dead_parts(ids, self._settings.send_timeout_s) for found in part]
 
-    def dead_letters_since(self, died_at: float) -> Iterator[DeadLetter]:
-        """Yield the dead letters that died at this time or later, by that time and by id, 20 read at a time."""
-        letters = (found.letter for part in self._dead_parts_since(died_at) for found in part)
+    def dead_letters_from(self, place: Place | None, *, most: int | None) -> Generator[DeadLetter]:
+        """Yield dead letters by when they died and by id, 20 read at a time, whatever is `most`."""
+        place = place or (0.0, "")
+        letters = (found.letter for part in self._dead_parts_since(place[0]) for found in part)
         for _, together in groupby(letters, key=lambda letter: _milliseconds(letter.died_at)):  # as Redis sorts them
-            yield from sorted(together, key=lambda letter: (letter.died_at, letter.id))
+            yield from (letter for letter in sorted(together, key=place_of) if place_of(letter) >= place)
 
     def take_dead(self, decide: Decide, *, ids: Collection[str] | None = None, timeout_s: float) -> list[str]:
         """Take dead letters out, up to 20 in one script, which also parks what is replayed."""
