@@ -510,6 +510,7 @@ def test_queues_say_until_when_they_are_paused(inline: Bridge) -> None:
     text = page(browser("view_queue"), "queue/")
 
     assert text.count(PAUSED) == 1
+    assert text.count('<td class="field-state">no worker</td>') == 2
     assert "Jan. 2, 2096, 3:04 a.m." in text
 
 

@@ -152,13 +152,13 @@ def test_dead_letters_are_purged(page: Page, bridge: Bridge) -> None:
     assert "Traceback (most recent call last)" in page.text
 
     page.act("purge", sent[0].id)
-    page.browser.sees("1 purged")
+    page.browser.sees("Purged 1 dead letter")
     assert sent[0].id not in [entry.id for entry in bridge.dead.list().entries]
 
     page.open("dead?reason=exhausted")
     page.browser.click("Purge these …")
     page.press("Purge reason=exhausted for good")
-    page.browser.sees("2 purged")
+    page.browser.sees("Purged 2 dead letters")
     assert bridge.counts().dead == 0
 
 

@@ -40,6 +40,7 @@ from taskbridge.exceptions import (
     UnsupportedError,
 )
 from taskbridge.flows.states import FlowStatus
+from taskbridge.operations import QueueNow
 from taskbridge.schedules.listing import ScheduleEntry
 from taskbridge.schedules.plan import Cron
 from taskbridge.stores.states import State, Status
@@ -133,6 +134,12 @@ def _error(entry: DeadEntry) -> str:
 def _when(entry: ScheduleEntry) -> str:
     zone = f" {entry.timing.timezone}" if isinstance(entry.timing, Cron) else ""
     return entry.timing.spec.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "\N{NON-BREAKING HYPHEN}") + zone
+
+
+def _queue_state(queue: QueueNow) -> str | None:
+    if queue.paused is not None or queue.engine:
+        return "paused" if queue.paused is not None else "consumed"
+    return None if queue.running is None else "no worker"  # without a store it is not known
 
 
 def choice(name: str, values: Callable[[], Iterable[str]]) -> type[admin.SimpleListFilter]:
@@ -300,7 +307,7 @@ class QueueAdmin(ShownAdmin):
     list_display = (
         *("name", column("engine"), column("waiting"), column("running")),
         column("oldest", lambda queue: None if queue.oldest_s is None else timedelta(seconds=int(queue.oldest_s))),
-        column("state", lambda queue: "paused" if queue.paused else "consumed" if queue.engine else None),
+        column("state", _queue_state),
         column("paused_until", lambda queue: queue.paused and queue.paused.until),
     )
     list_display_links = None
