@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import cache
+from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode
 from uuid import uuid4
 
 import pytest
@@ -26,13 +29,16 @@ from taskbridge import Bridge, DeadEntry, Every, default_bridge
 from taskbridge.django.admin import Rows
 from taskbridge.django.models import DeadLetter as DeadLetterModel
 from taskbridge.exceptions import BrokerUnavailable, UnknownSchedule
+from taskbridge.hooks import Event
 from taskbridge.message import DeadLetter, Message
 from taskbridge.retry import ErrorInfo
-from tests.django.site.office.tasks import fail, remind, report, reported, tidy
+from tests.django.project import project
+from tests.django.site.office.tasks import fail, linger, remind, report, reported, tidy
 
 ADMIN: Final = "/admin/taskbridge"
 LISTS: Final = ("queue", "deadletter", "message", "flow", "schedule")
 TIDY: Final = tidy.name
+PAUSED: Final = '<td class="field-state">paused</td>'
 VIEWS: Final = tuple(f"view_{name}" for name in LISTS)
 
 
@@ -175,6 +181,79 @@ def test_a_message_is_shown_with_its_attempts(inline: Bridge) -> None:
     text = page(client, f"message/{handle.id}/change/")
     assert "Attempt 1" in text
     assert "ValueError: no such customer" in text
+
+
+@pytest.mark.parametrize("pair", ["celery+redis", "dramatiq+amqp"])
+def test_what_runs_is_shown_and_told_to_stop(
+    database: None,
+    url_of: Callable[[str], str],
+    store_of: Callable[[str], str | None],
+    pair: str,
+    tmp_path: Path,
+) -> None:
+    given: dict[str, Any] = {"url": url_of(pair), "store": store_of(pair)}
+    more = {} if given["store"] is None else {"TASKBRIDGE_STORE": given["store"]}
+    runs, script = f"{ADMIN}/message/?state=running", "<script>alert('x')</script>"
+    with (
+        project(tmp_path, given["url"], **more) as site,
+        default_bridge().temporarily(**given, namespace=site.env["SITE_NAMESPACE"]),
+    ):
+        site.worker()
+        handle, waiting = linger.using(id=script).send(), linger.schedule(3600)
+        client = browser(*VIEWS, "cancel_message")
+
+        def shown(**more: str) -> str:
+            return page(client, f"message/?{urlencode({'state': 'running', **more})}")
+
+        site.until(lambda: linger.name in shown(), "the run in the list")
+        assert escape(script) in shown()
+        assert "<script>alert" not in shown()
+        assert waiting.id not in shown()
+        assert linger.name in shown(q="linger", queue="default")
+        assert linger.name in shown(q=script)
+        assert linger.name not in shown(q="tidy")
+        assert linger.name not in shown(queue="bulk")
+
+        act(browser(*VIEWS), "message", "cancel", script, status=403)
+        asked = client.post(runs, {"action": "cancel", "index": "0", "_selected_action": script})
+        assert (asked.status_code, asked.headers["Location"]) == (302, runs)
+        said = f"Message {script} runs, and was told to stop; there is no further attempt."
+        assert escape(said) in page(client, "message/?state=running")
+        assert logged() == [(script, said)]
+        site.until(lambda: handle.status().is_final, "the end of the run, which has seen it")
+
+
+def test_messages_are_listed_page_by_page(bridge: Bridge) -> None:
+    with bridge.temporarily(listing=True):
+        ids = {report.send(number).id for number in range(60)}
+        bulk = tidy.using(queue="bulk").send()
+        deadline = time.monotonic() + 60
+        while len(bridge.operations.messages(most=100).items) < 61:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        client = browser("view_message")
+
+        first = page(client, "message/?state=queued")
+        after = first.partition("?after=")[2].partition('"')[0].replace("&amp;", "&")
+        second = page(client, f"message/?after={after}")
+
+        assert "state=queued" in after
+        pages = [
+            {each for each in {*ids, bulk.id} if f"/message/{quote(each)}/change/" in text} for text in (first, second)
+        ]
+        assert [len(each) for each in pages] == [50, 11]
+        assert pages[0] | pages[1] == {*ids, bulk.id}
+        assert "after=" not in second, "other filters begin on their first page"
+        assert 'name="after"' not in second
+        for query, number in (
+            ("queue=bulk", "1 message\n"),
+            ("q=tidy", "1 message\n"),
+            (f"q={bulk.id}", "1 message\n"),
+            ("q=tests.*.report&queue=bulk", "0 messages\n"),
+            ("state=done", "0 messages\n"),
+            ("after=nonsense", "0 messages\n"),
+        ):
+            assert number in page(client, f"message/?{query}"), query
 
 
 def test_an_unknown_message_is_said_to_be_unknown(inline: Bridge) -> None:
@@ -348,7 +427,7 @@ def test_letters_are_replayed(bridge: Bridge) -> None:
 
     assert [each.id for each in bridge.dead.list().entries] == ids[2:]
     assert bridge.handle(ids[0]).status().state == "queued"
-    assert logged() == [(ids[0], "Replayed."), (ids[1], "Replayed.")]
+    assert logged() == [(each, "Replayed 2 dead letters.") for each in ids[:2]]
     assert LogEntry.objects.exclude(user__username__startswith="user-").count() == 0
 
 
@@ -369,8 +448,9 @@ def test_what_is_not_replayed_is_said(inline: Bridge) -> None:
     act(client, "deadletter", "replay", raw.id, "gone")
 
     text = page(client, "deadletter/")
-    assert "Dead letter gone is not there any more" in text
-    assert "be read as a message" in text
+    assert "1 dead letter is not there any more: gone" in text
+    assert f"be read and stays: {raw.id}" in text
+    assert logged() == []
 
 
 def test_letters_are_purged_after_a_question(bridge: Bridge) -> None:
@@ -394,7 +474,7 @@ def test_a_message_is_cancelled(bridge: Bridge) -> None:
     act(browser(*VIEWS, "cancel_message"), "message", "cancel", handle.id)
 
     assert handle.status().state == "cancelled"
-    assert logged() == [(handle.id, "Cancelled.")]
+    assert logged() == [(handle.id, f"Message {handle.id} is cancelled: it starts no more.")]
 
 
 def test_a_message_that_has_ended_is_not_cancelled(inline: Bridge) -> None:
@@ -404,8 +484,54 @@ def test_a_message_that_has_ended_is_not_cancelled(inline: Bridge) -> None:
 
     act(client, "message", "cancel", handle.id)
 
-    assert f"Message {handle.id} is done already." in page(client, "message/")
+    assert f"Too late: message {handle.id} is done." in page(client, "message/")
     assert logged() == []
+
+
+def test_queues_are_paused_and_resumed(bridge: Bridge) -> None:
+    client = browser(*VIEWS, "pause_queue")
+    assert PAUSED not in page(client, "queue/")
+
+    act(client, "queue", "pause", "default")
+    assert [each.queue for each in bridge.paused()] == ["default"]
+    assert page(client, "queue/").count(PAUSED) == 1
+    act(client, "queue", "resume", "default")
+    assert bridge.paused() == ()
+
+    assert logged() == [("default", "Queue default is paused."), ("default", "Queue default goes on.")]
+    act(client, "queue", "resume", "default")
+    assert "Queue default was not paused." in page(client, "queue/")
+    assert len(logged()) == 2
+
+
+def test_queues_say_until_when_they_are_paused(inline: Bridge) -> None:
+    inline.pause("bulk", until=datetime(2096, 1, 2, 3, 4, tzinfo=timezone.utc))
+
+    text = page(browser("view_queue"), "queue/")
+
+    assert text.count(PAUSED) == 1
+    assert text.count('<td class="field-state">no worker</td>') == 2
+    assert "Jan. 2, 2096, 3:04 a.m." in text
+
+
+def test_who_has_done_what_is_told_to_the_hook_operated(inline: Bridge) -> None:
+    ids = [bury(inline, number) for number in range(3)]
+    done = report.send(1)
+    inline.run_until_idle()
+    client, told = browser("all"), list[Event]()
+
+    with inline.hooks.added("operated", told.append):
+        act(client, "deadletter", "replay", ids[0])
+        act(client, "deadletter", "delete_selected", *ids[1:], post="yes")
+        act(client, "message", "cancel", done.id)  # too late
+        act(client, "schedule", "pause", TIDY)
+        client.post(f"{ADMIN}/schedule/add/", FILLED)
+        act(client, "schedule", "delete_selected", "report-7", post="yes")
+
+    acts = [("replay", ids[0]), ("purge", ids[1]), ("purge", ids[2]), ("pause_schedule", TIDY)]
+    acts += [("add_schedule", "report-7"), ("remove_schedule", "report-7")]
+    assert [(each.action, each.target) for each in told] == acts
+    assert {each.operator for each in told} == {User.objects.get().username}
 
 
 def test_flows_are_shown_and_cancelled(bridge: Bridge) -> None:
@@ -422,7 +548,7 @@ def test_flows_are_shown_and_cancelled(bridge: Bridge) -> None:
     act(client, "flow", "cancel", flow.id)
 
     assert flow.status().state == "cancelled"
-    assert logged() == [(flow.id, "Cancelled.")]
+    assert logged() == [(flow.id, f"Flow {flow.id} is cancelled: it starts no step.")]
     assert client.get(f"{ADMIN}/flow/nobody/change/").status_code == 302
 
 
@@ -435,11 +561,11 @@ def test_a_failed_flow_says_why_and_is_retried(inline: Bridge) -> None:
     act(client, "flow", "retry", flow.id)
 
     assert flow.status().state == "running"
-    assert logged() == [(flow.id, "Retried.")]
+    assert logged() == [(flow.id, f"Flow {flow.id} goes on.")]
     done = report.call(1).then_call(report.call(2)).send()
     inline.run_until_idle()
     act(client, "flow", "retry", done.id)
-    assert f"Flow {done.id} is done: there is nothing to retry." in page(client, "flow/")
+    assert f"Nothing to retry: flow {done.id} is done." in page(client, "flow/")
     act(browser("all"), "flow", "cancel", done.id)
     assert done.status().state == "done"
 
@@ -465,7 +591,7 @@ def test_schedules_of_the_code_are_paused_and_resumed(bridge: Bridge) -> None:
     act(client, "schedule", "resume", TIDY)
     assert [each.paused for each in bridge.schedules.list() if each.name == TIDY] == [False]
 
-    assert logged() == [(TIDY, "Paused."), (TIDY, "Resumed.")]
+    assert logged() == [(TIDY, f"Schedule {TIDY} is paused."), (TIDY, f"Schedule {TIDY} is active.")]
 
 
 def test_a_schedule_runs_now(inline: Bridge) -> None:
@@ -525,6 +651,8 @@ def test_what_a_broker_that_is_away_does_not_delete_is_not_logged(database: None
 ACTS: Final = (
     ("deadletter", "replay", "letter-0000"),
     ("deadletter", "delete_selected", "letter-0000"),
+    ("queue", "pause", "default"),
+    ("queue", "resume", "bulk"),
     ("message", "cancel", "chosen"),
     ("flow", "cancel", "flow"),
     ("flow", "retry", "flow"),
@@ -585,6 +713,7 @@ def _something(bridge: Bridge) -> None:
     report.using(id="chosen").schedule(3600, 1)
     report.call(1).then_call(report.call(2)).using(id="flow").schedule(3600)
     bridge.schedules.put("put", report.call(7), every=60)
+    bridge.pause("bulk")
 
 
 def _all(bridge: Bridge) -> Any:
@@ -592,6 +721,7 @@ def _all(bridge: Bridge) -> Any:
     return (
         bridge.counts(),
         bridge.dead_letters(),
+        bridge.paused(),
         schedules,
         bridge.handle("chosen").status(),
         bridge.flow("flow").status(),
@@ -624,6 +754,7 @@ def test_without_a_store_it_is_said_that_one_is_needed(database: None) -> None:
 
 def test_what_is_gone_meanwhile_is_said_to_be_gone(inline: Bridge) -> None:
     assert "there is no schedule" in act(browser("all"), "schedule", "pause", "gone", status=409)
+    assert "is not known" in act(browser("all"), "queue", "pause", "gone", status=409)
 
 
 # The form of schedules

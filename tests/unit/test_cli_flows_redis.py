@@ -113,10 +113,10 @@ def test_a_failed_flow_is_listed_shown_and_retried(run: Run, worker: None, tmp_p
     assert f"shop.pack {dead['id']} is dead" in shown
 
     (tmp_path / "fixed").touch()
-    assert run("flow", "retry", "nightly").stdout == "it goes on\n"
+    assert run("flow", "retry", "nightly").stdout == "flow nightly goes on\n"
     assert flow.result(LONGEST_S) == "3 parcels go by bike"
     again = run("flow", "retry", "nightly")
-    assert (again.returncode, again.stdout[:30]) == (1, "nothing to retry: it is done s")
+    assert (again.returncode, again.stdout) == (1, "nothing to retry: flow nightly is done\n")
     late = run("flow", "cancel", "nightly", "--json")
     assert (late.returncode, json.loads(late.stdout)["state"]) == (1, "done")
     assert [each["state"] for each in _data(run, "ls")["flows"]] == ["done"]
@@ -131,7 +131,7 @@ def test_a_flow_that_waits_is_cancelled_and_its_steps_are_shown_in_pages(run: Ru
     assert (len(ids), len(set(ids))) == (75, 75)
     assert all(line.startswith(each) for each, line in zip(ids, first.splitlines()[-52:-2], strict=False))
 
-    assert run("flow", "cancel", flow.id).stdout == "cancelled: it starts no step\n"
+    assert run("flow", "cancel", flow.id).stdout == f"flow {flow.id} is cancelled: it starts no step\n"
     assert flow.status().state == "cancelled"
     assert _data(run, "ls", "--state", "cancelled")["flows"][0]["id"] == flow.id
 
@@ -185,7 +185,7 @@ def test_a_stalled_flow_is_told_everywhere_and_retried(
     assert 'taskbridge_flows{state="stalled"} 1.0' in run("metrics").stdout
 
     request.getfixturevalue("worker")
-    assert run("flow", "retry", flow.id).stdout == "it goes on\n"
+    assert run("flow", "retry", flow.id).stdout == f"flow {flow.id} goes on\n"
     assert flow.result(LONGEST_S) == "order 2 is on its way"
     assert "flows " not in run("check").stdout
 

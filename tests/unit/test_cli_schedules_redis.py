@@ -62,7 +62,7 @@ def test_the_next_runs_are_shown_in_the_schedules_zone_and_in_utc(run: Run) -> N
 
 
 def test_a_schedule_is_paused_until_it_is_resumed(run: Run) -> None:
-    assert run("schedules", "pause", "often", "--app", "shop").stdout == "often is paused\n"
+    assert run("schedules", "pause", "often", "--app", "shop").stdout == "schedule often is paused\n"
     assert {entry["name"]: entry["paused"] for entry in json.loads(run("schedules", "shop", "--json").stdout)} == {
         "often": True,
         "report": False,
@@ -74,7 +74,7 @@ def test_a_schedule_is_paused_until_it_is_resumed(run: Run) -> None:
 def test_a_schedule_is_added_changed_disabled_and_removed(run: Run) -> None:
     options = ("--args", '["eu"]', "--priority", "high", "--catch-up", "all", "--app", "shop")
     added = run("schedules", "add", "report 7", "report", "--cron", "0 8 * * *", "--timezone", "Asia/Tokyo", *options)
-    assert added.stdout == "report 7 is active\n"
+    assert added.stdout == "schedule report 7 is active\n"
     [found] = [each for each in json.loads(run("schedules", "shop", "--json").stdout) if each["source"] == "store"]
     assert (found["name"], found["task"], found["cron"], found["timezone"], found["catch_up"]) == (
         *("report 7", "report", "0 8 * * *"),
@@ -82,9 +82,9 @@ def test_a_schedule_is_added_changed_disabled_and_removed(run: Run) -> None:
     )
     changed = run("schedules", "add", "report 7", "report", "--every", "60", "--app", "shop", "--json")
     assert json.loads(changed.stdout)["every_s"] == 60
-    assert run("schedules", "disable", "report 7", "--app", "shop").stdout == "report 7 is paused\n"
-    assert run("schedules", "enable", "report 7", "--app", "shop").stdout == "report 7 is active\n"
-    assert run("schedules", "remove", "report 7", "--app", "shop").stdout == "report 7 is removed\n"
+    assert run("schedules", "disable", "report 7", "--app", "shop").stdout == "schedule report 7 is paused\n"
+    assert run("schedules", "enable", "report 7", "--app", "shop").stdout == "schedule report 7 is active\n"
+    assert run("schedules", "remove", "report 7", "--app", "shop").stdout == "schedule report 7 is removed\n"
     assert "report 7" not in run("schedules", "shop").stdout
 
 

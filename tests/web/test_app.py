@@ -447,24 +447,24 @@ def test_each_act_is_done_told_and_logged_with_who(bridge: Bridge, caplog: pytes
         return client.post(f"/act/{name}", data={"token": token, **form}).text
 
     with bridge.hooks.added("operated", tell):
-        assert "1 replayed" in act("replay", target=dead)
+        assert "Replayed 1 dead letter" in act("replay", target=dead)
         bridge.run_until_idle()
-        assert "1 replayed" in act("replay_all", task="shop.mail.*", per_second="0.001")
+        assert "Replayed 1 dead letter" in act("replay_all", task="shop.mail.*", per_second="0.001")
         bridge.run_until_idle()
-        assert "1 purged" in act("purge", target=dead)
+        assert "Purged 1 dead letter" in act("purge", target=dead)
         shop.receipt.send("bob@example.org")
         bridge.run_until_idle()
-        assert "1 purged" in act("purge_all", reason="exhausted")
+        assert "Purged 1 dead letter" in act("purge_all", reason="exhausted")
         waiting = shop.order.send(2)
         assert "is cancelled" in act("cancel", target=waiting.id)
         assert "is paused" in act("pause", target="email")
         assert [each.queue for each in bridge.paused()] == ["email"]
         assert "goes on" in act("resume", target="email")
-        assert "are paused" in act("pause_task", target="shop.*")
-        assert "go on" in act("resume_task", target="shop.*")
-        assert "is paused" in act("pause_schedule", target="shop.report")
-        assert "goes on" in act("resume_schedule", target="shop.report")
-        assert "Sent as message" in act("run_schedule", target="shop.report")
+        assert "Every task that matches shop.* is paused" in act("pause_task", target="shop.*")
+        assert "Every task that matches shop.* goes on" in act("resume_task", target="shop.*")
+        assert "Schedule shop.report is paused" in act("pause_schedule", target="shop.report")
+        assert "Schedule shop.report is active" in act("resume_schedule", target="shop.report")
+        assert "Schedule shop.report is sent as message" in act("run_schedule", target="shop.report")
         flow = shop.parcels(shop.BROKEN).send()
         bridge.run_until_idle()
         assert "goes on" in act("retry_flow", target=flow.id)
@@ -485,16 +485,16 @@ def test_each_act_is_done_told_and_logged_with_who(bridge: Bridge, caplog: pytes
         ("replay_all", {"per_second": "-1"}, "must be above 0"),
         ("run_schedule", {"target": "never"}, "there is no schedule"),
         ("cancel_flow", {"target": "unknown"}, "nothing is known"),
-        ("cancel_flow", {"target": "DONE"}, "it is done"),
-        ("retry_flow", {"target": "DONE"}, "there is nothing to retry: it is done"),
+        ("cancel_flow", {"target": "DONE"}, "too late: flow .* is done"),
+        ("retry_flow", {"target": "DONE"}, "nothing to retry: flow .* is done"),
         ("cancel", {"target": "unknown"}, "nothing is known"),
-        ("cancel", {"target": "DEAD"}, "too late"),
-        ("replay", {"target": "unknown"}, "1 not there any more"),
+        ("cancel", {"target": "DEAD"}, "too late: message .* is dead"),
+        ("replay", {"target": "unknown"}, "1 dead letter is not there any more: unknown"),
         ("replay_all", {"task": "none"}, "nothing to replay"),
         ("purge", {"target": "unknown"}, "nothing to purge"),
         ("purge_all", {"task": "none"}, "nothing to purge"),
         ("resume", {"target": "email"}, "was not paused"),
-        ("resume_task", {"target": "shop.*"}, "were not paused"),
+        ("resume_task", {"target": "shop.*"}, "every task that matches shop.\\* was not paused"),
     ],
 )
 def test_what_cannot_be_done_is_said_logged_and_told_to_nobody(

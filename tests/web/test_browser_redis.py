@@ -133,13 +133,13 @@ def test_one_dead_letter_is_replayed_and_then_all(page: Page, bridge: Bridge, fi
     assert page.text.count("shop.mail.receipt") == 3
 
     page.act("replay", sent[1].id)
-    assert "1 replayed" in page.text
+    assert "Replayed 1 dead letter" in page.text
     assert sent[1].result(PATIENCE_S) == "sent to customer1@example.org"
     assert bridge.counts().dead == 2
 
     page.browser.click("Replay all …")
     page.press("Replay all")
-    assert "2 replayed" in page.text
+    assert "Replayed 2 dead letters" in page.text
     assert [each.result(PATIENCE_S) for each in sent] == [f"sent to customer{n}@example.org" for n in range(3)]
     assert "No dead letters" in page.text
 
@@ -152,13 +152,13 @@ def test_dead_letters_are_purged(page: Page, bridge: Bridge) -> None:
     assert "Traceback (most recent call last)" in page.text
 
     page.act("purge", sent[0].id)
-    page.browser.sees("1 purged")
+    page.browser.sees("Purged 1 dead letter")
     assert sent[0].id not in [entry.id for entry in bridge.dead.list().entries]
 
     page.open("dead?reason=exhausted")
     page.browser.click("Purge these …")
     page.press("Purge reason=exhausted for good")
-    page.browser.sees("2 purged")
+    page.browser.sees("Purged 2 dead letters")
     assert bridge.counts().dead == 0
 
 
@@ -200,15 +200,15 @@ def test_a_run_is_seen_with_its_progress_and_cancelled(page: Page, bridge: Bridg
 def test_a_schedule_is_run_now_paused_and_resumed(page: Page, bridge: Bridge) -> None:
     page.open("schedules")
     page.act("run_schedule", "shop.report")
-    page.browser.sees("Sent as message")
+    page.browser.sees("Schedule shop.report is sent as message")
     said: str = page.browser.evaluate("document.querySelector('.said').innerText")
     assert bridge.handle(said.rsplit(maxsplit=1)[-1]).result(PATIENCE_S) == "nothing was sold"
 
     page.act("pause_schedule", "shop.report")
-    page.browser.sees("The schedule is paused")
+    page.browser.sees("Schedule shop.report is paused")
     assert [entry.paused for entry in bridge.schedules.list()] == [True]
     page.act("resume_schedule", "shop.report")
-    page.browser.sees("The schedule goes on")
+    page.browser.sees("Schedule shop.report is active")
     assert [entry.paused for entry in bridge.schedules.list()] == [False]
 
 
@@ -271,7 +271,7 @@ def test_it_works_without_scripts(page: Page, bridge: Bridge, fixed: Path) -> No
         page.open("dead")
         assert page.browser.evaluate("typeof refresh") == "undefined"
         page.act("replay", sent.id)
-        page.browser.sees("1 replayed")
+        page.browser.sees("Replayed 1 dead letter")
         assert sent.result(PATIENCE_S) == "sent to customer0@example.org"
     finally:
         page.browser.call("Emulation.setScriptExecutionDisabled", value=False)
@@ -310,7 +310,7 @@ def test_ten_thousand_are_replayed_staggered(page: Page, bridge: Bridge) -> None
     page.browser.click("Replay these …")
     page.browser.fill("input[name=per_second]", "0.1")
     page.press("Replay task=shop.news*")
-    page.browser.sees(f"{MANY} replayed")
+    page.browser.sees(f"Replayed {MANY} dead letters")
 
     counts = bridge.counts()
     assert counts.delayed - delayed >= MANY - 1_000  # some have started by now: each 10 s one

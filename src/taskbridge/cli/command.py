@@ -15,6 +15,7 @@ from inspect import cleandoc
 from typing import Any, NoReturn, TypeAlias
 
 from taskbridge import Bridge, default_bridge, log_output
+from taskbridge.acts import Outcome
 from taskbridge.cli.output import LAYOUT, print_json, said_by
 from taskbridge.engines.base import APP_VARIABLE
 from taskbridge.exceptions import BrokerUnavailable, TaskBridgeError
@@ -126,6 +127,12 @@ class Output:
     data: Any = None  # for programs, with `--json`
     code: int = 0  # the exit code
     acts: Sequence[tuple[str, str]] = ()  # what was done, and to what, for the hook `operated`
+
+
+def acted(outcome: Outcome, action: str, target: str, data: Any) -> Output:
+    """Return what a command prints of an act, and its exit code, which is 1 if nothing was done."""
+    acts = [(action, target)] if outcome.is_done else []
+    return Output(text=outcome.text, data=data, code=0 if outcome.is_done else 1, acts=acts)
 
 
 Opens: TypeAlias = Callable[[Namespace], Bridge]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
-from taskbridge import Bridge, DeadEntry
+from taskbridge import Bridge, DeadEntry, acts
+from taskbridge.acts import letters, some
 from taskbridge.cli import command as cli
-from taskbridge.cli.output import details, error_text, local_time, many, progress, say, table
+from taskbridge.cli.output import details, error_text, local_time, progress, table
 from taskbridge.dead import filters_text
 
 _DESCRIPTION = """\
@@ -39,8 +41,6 @@ _CHOSEN = (
     cli.flag("--all", "all, or all that the filters find"),
     *_FILTERS,
 )
-
-_SHOWN_IDS: Final = 5
 
 
 @cli.command(
@@ -114,18 +114,11 @@ def _replay(bridge: Bridge, arguments: Namespace) -> cli.Output:
         entries = _resolved(bridge, arguments.ids)
         _check_readable(entries)
         replayed = bridge.dead.replay([entry.id for entry in entries], per_second=arguments.per_second)
-    found = replayed.ids or replayed.missing or replayed.unreadable
-    lines = [f"replayed {_letters(replayed.ids)}" if found else f"nothing to replay: {_none(arguments)}"]
-    if replayed.missing:
-        say(f"{_letters(replayed.missing)} gone meanwhile: {_some(replayed.missing)}")
-    elif replayed.unreadable:
-        stay = "stays" if len(replayed.unreadable) == 1 else "stay"
-        lines.append(f"{_letters(replayed.unreadable)} can't be read and {stay}: {_some(replayed.unreadable)}")
-    if replayed.held:
-        lines.append(f"{_letters(replayed.held)} held back, for others have their unique keys: {_some(replayed.held)}")
+    text = acts.replayed(replayed).text
+    data = asdict(replayed)
     return cli.Output(
-        text="\n".join(lines),
-        data={name: getattr(replayed, name) for name in ("missing", "unreadable", "held")} | {"replayed": replayed.ids},
+        text=text if any(data.values()) else f"{text}: {_none(arguments)}",
+        data={"replayed": data.pop("ids"), **data},
         code=2 if replayed.missing else 0,
         acts=_acts(arguments, "replay", replayed.ids),
     )
@@ -150,8 +143,8 @@ def _purge(bridge: Bridge, arguments: Namespace) -> cli.Output:
         return cli.Output(text="nothing was purged", data={"purged": ()}, code=1)
     with progress("purging", lambda: len(entries)) as tell:  # what was counted, and no more
         purged = bridge.dead.purge([entry.id for entry in entries], progress=tell) if entries else ()
-    acts = _acts(arguments, "purge", purged)
-    return cli.Output(text=f"purged {_letters(purged)}", data={"purged": purged}, acts=acts)
+    done = _acts(arguments, "purge", purged)
+    return cli.Output(text=acts.purged(purged).text, data={"purged": purged}, acts=done)
 
 
 dead: cli.Command = cli.Command(
@@ -164,8 +157,8 @@ dead: cli.Command = cli.Command(
 
 def _agreed(entries: Sequence[DeadEntry]) -> bool:
     if not sys.stdin.isatty():
-        raise cli.UsageError(f"purge: this forgets {_letters(entries)} for good; add --yes if that is meant")
-    print(f"forget {_letters(entries)} for good? [y/N] ", end="", file=sys.stderr, flush=True)
+        raise cli.UsageError(f"purge: this forgets {letters(entries)} for good; add --yes if that is meant")
+    print(f"forget {letters(entries)} for good? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -194,7 +187,7 @@ def _check_readable(entries: Sequence[DeadEntry]) -> None:
     unreadable = [entry.id for entry in entries if entry.task is None and entry.raw is not None]
     if unreadable:
         raise cli.UsageError(
-            f"{_some(unreadable)} can't be replayed: its bytes are no message that this release can read "
+            f"{some(unreadable)} can't be replayed: its bytes are no message that this release can read "
             "(`taskbridge dead show` shows them); nothing was replayed"
         )
 
@@ -211,19 +204,10 @@ def _whole_id(ids: Iterable[str], beginning: str) -> str:
         return beginning if beginning in found else found[0]
     if not found:
         raise cli.UsageError(f"there is no dead letter {beginning!r}; `taskbridge dead list` shows what there is")
-    raise cli.UsageError(f"{len(found)} dead letters begin with {beginning!r}: {_some(found)}; write more of it")
+    raise cli.UsageError(f"{len(found)} dead letters begin with {beginning!r}: {some(found)}; write more of it")
 
 
 # How they are shown
-
-
-def _letters(letters: Sequence[object]) -> str:
-    return many(len(letters), "dead letter")
-
-
-def _some(ids: Sequence[str]) -> str:
-    more = len(ids) - _SHOWN_IDS
-    return ", ".join(ids[:_SHOWN_IDS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _row(entry: DeadEntry) -> tuple[str, ...]:

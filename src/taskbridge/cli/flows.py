@@ -6,7 +6,7 @@ from argparse import Namespace
 from dataclasses import asdict
 from typing import Final, get_args
 
-from taskbridge import Bridge
+from taskbridge import Bridge, acts
 from taskbridge.cli import command as cli
 from taskbridge.cli.operations import plain
 from taskbridge.cli.output import bar, details, error_text, local_time, many, table
@@ -83,10 +83,8 @@ def _cancel(bridge: Bridge, arguments: Namespace) -> cli.Output:
 
     Exit code 1: it was too late, for the flow had ended already.
     """
-    found = bridge.dead.shown_flow(bridge.flows.cancel(arguments.id))
-    if found.state == "cancelled":
-        return cli.Output(text="cancelled: it starts no step", data=asdict(found), acts=[("cancel_flow", found.id)])
-    return cli.Output(text=f"too late: it is {_ended(found)}", data=asdict(found), code=1)
+    outcome = acts.cancel_flow(bridge, arguments.id)
+    return cli.acted(outcome, "cancel_flow", arguments.id, asdict(outcome.found))
 
 
 @cli.command("go on with one that did not end well, or is stalled", _ID, *cli.SETTINGS)
@@ -97,11 +95,8 @@ def _retry(bridge: Bridge, arguments: Namespace) -> cli.Output:
 
     What is done is not run again. Exit code 1: there was nothing to retry.
     """
-    found = bridge.flows.status(arguments.id)
-    if found.state == "done" and not found.is_stalled:
-        return cli.Output(text=f"nothing to retry: it is {_ended(found)}", data=asdict(found), code=1)
-    found = bridge.dead.shown_flow(bridge.flows.retry(arguments.id))
-    return cli.Output(text="it goes on", data=asdict(found), acts=[("retry_flow", found.id)])
+    outcome = acts.retry_flow(bridge, arguments.id)
+    return cli.acted(outcome, "retry_flow", arguments.id, asdict(outcome.found))
 
 
 flow: Final = cli.Command(
@@ -114,10 +109,6 @@ flow: Final = cli.Command(
 
 def _state(found: FlowStatus) -> str:
     return "stalled" if found.is_stalled else found.state
-
-
-def _ended(found: FlowStatus) -> str:
-    return f"{found.state} since {local_time(found.ended_at)}"
 
 
 def _so_far(found: FlowStatus) -> str:

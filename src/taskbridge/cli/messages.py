@@ -8,8 +8,8 @@ from dataclasses import asdict
 from time import sleep
 from typing import Any, Final
 
-from taskbridge import Attempt, Bridge, Handle, Status
-from taskbridge.cli.command import SETTINGS, Output, argument, command, flag
+from taskbridge import Attempt, Bridge, Handle, Status, acts
+from taskbridge.cli.command import SETTINGS, Output, acted, argument, command, flag
 from taskbridge.cli.output import bar, details, error_text, line, local_time
 from taskbridge.logs import escaped
 
@@ -79,17 +79,8 @@ def cancel(bridge: Bridge, arguments: Namespace) -> Output:
 
     Exit code 1: it was too late, for the message had ended already.
     """
-    handle: Handle[Any] = bridge.handle(arguments.id)
-    found = bridge.dead.shown_status(handle.cancel(interrupt=arguments.interrupt))
-    is_too_late = found.is_final and found.state != "cancelled"
-    acts = [] if is_too_late else [("cancel", found.id)]
-    if found.state == "cancelled":
-        text = "cancelled: it starts no more"
-    elif found.cancel_asked and not found.is_final:
-        text = f"it runs, and {'is interrupted' if arguments.interrupt else 'was told'}; there is no further attempt"
-    else:
-        text = f"too late: it is {found.state} since {local_time(found.ended_at)}"
-    return Output(text=text, data=_data(found, None), code=1 if is_too_late else 0, acts=acts)
+    outcome = acts.cancel(bridge, arguments.id, interrupt=arguments.interrupt)
+    return acted(outcome, "cancel", arguments.id, _data(outcome.found, None))
 
 
 def _data(found: Status, result: str | None) -> dict[str, Any]:

@@ -6,11 +6,11 @@ import re
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from taskbridge import Bridge, Pause
+from taskbridge import Bridge, Pause, acts
 from taskbridge.cli import command as cli
 from taskbridge.cli.output import local_time
 from taskbridge.durations import moment
@@ -66,14 +66,14 @@ def pause(bridge: Bridge, arguments: Namespace) -> cli.Output:
     try:
         if isinstance(until, timedelta):
             until = moment(bridge.now() + until.total_seconds())
-        bridge.pause(arguments.queue, task=arguments.task, until=until)
+        outcome = acts.pause(bridge, arguments.queue, arguments.task, until)
     except (ValueError, OverflowError) as exc:
         raise cli.UsageError(f"pause: {exc}") from exc
     found = next(
         (each for each in bridge.paused() if (each.queue, each.task) == (arguments.queue, arguments.task)), None
     )
-    text = f"{_shown(arguments)} is paused{until_text(found)}"
-    return cli.Output(text=text, data=found and asdict(found), acts=_acts("pause", arguments))
+    said = replace(outcome, text=f"{outcome.text}{until_text(found)}")
+    return cli.acted(said, *_act("pause", arguments), found and asdict(found))
 
 
 @cli.command("let what is paused start again", *_WHAT, *cli.SETTINGS, opens=_bridge)
@@ -85,20 +85,12 @@ def resume(bridge: Bridge, arguments: Namespace) -> cli.Output:
 
     Exit code 1: it was not paused.
     """
-    was_paused = bridge.resume(arguments.queue, task=arguments.task)
-    text = f"{_shown(arguments)} {'goes on' if was_paused else 'was not paused'}"
-    acts = _acts("resume", arguments) if was_paused else []
-    return cli.Output(text=text, data={"resumed": was_paused}, code=0 if was_paused else 1, acts=acts)
+    outcome = acts.resume(bridge, arguments.queue, arguments.task)
+    return cli.acted(outcome, *_act("resume", arguments), {"resumed": outcome.is_done})
 
 
-def _acts(action: str, arguments: Namespace) -> list[tuple[str, str]]:
-    if arguments.queue is not None:
-        return [(action, arguments.queue)]
-    return [(f"{action}_task", arguments.task)]
-
-
-def _shown(arguments: Namespace) -> str:
-    return f"queue {arguments.queue}" if arguments.queue is not None else f"every task that matches {arguments.task}"
+def _act(action: str, arguments: Namespace) -> tuple[str, str]:
+    return (f"{action}_task", arguments.task) if arguments.queue is None else (action, arguments.queue)
 
 
 def until_text(found: Pause | None) -> str:

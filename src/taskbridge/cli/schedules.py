@@ -9,7 +9,7 @@ from argparse import ArgumentTypeError, Namespace
 from datetime import datetime, timezone
 from typing import Any, Final
 
-from taskbridge import Bridge, Cron, Every, ScheduleEntry, UnknownSchedule, locks
+from taskbridge import Bridge, Cron, Every, ScheduleEntry, UnknownSchedule, acts, locks
 from taskbridge.cli import command as cli
 from taskbridge.cli.output import say, table
 from taskbridge.engines.base import APP_VARIABLE
@@ -100,23 +100,23 @@ def schedules(bridge: Bridge, arguments: Namespace) -> cli.Output:
         return cli.Output(text=text, data=[_data(entry) for entry in entries])
     verb, name, *task = arguments.words
     verb = {"disable": "pause", "enable": "resume"}.get(verb, verb)
-    acts = [(f"{verb}_schedule", name)]
+    done = [(f"{verb}_schedule", name)]
     if task:
         _add(bridge, arguments, name, *task)
     elif verb == "run":
-        sent = bridge.schedules.run(name)
-        return cli.Output(text=f"{name} is sent as message {sent}", data={"id": sent}, acts=acts)
+        outcome = acts.run_schedule(bridge, name)
+        return cli.acted(outcome, "run_schedule", name, {"id": outcome.found})
     elif verb != "remove":
         (bridge.schedules.pause if verb == "pause" else bridge.schedules.resume)(name)
     elif bridge.schedules.delete(name):
-        return cli.Output(text=f"{name} is removed", data={"removed": name}, acts=acts)
+        return cli.Output(text=f"schedule {name} is removed", data={"removed": name}, acts=done)
     else:
         raise UnknownSchedule(name, [each.name for each in bridge.schedules.list() if each.source == "store"])
     entries = bridge.schedules.list()
     entry = next((each for each in entries if each.name == name), None)
     if entry is None:  # somebody has removed it meanwhile
         raise UnknownSchedule(name, [each.name for each in entries])
-    return cli.Output(text=f"{name} is {_state(entry)}", data=_data(entry), acts=acts)
+    return cli.Output(text=f"schedule {name} is {_state(entry)}", data=_data(entry), acts=done)
 
 
 def _add(bridge: Bridge, arguments: Namespace, name: str, task: str) -> None:

@@ -7,13 +7,15 @@ questions and log entries are Django's. A forbidden act is answered with 403.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from copy import copy
+from datetime import timedelta
+from fnmatch import fnmatchcase
 from functools import wraps
 from http import HTTPStatus
 from itertools import starmap
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, get_args
 
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
@@ -23,7 +25,9 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import URLPattern
 
-from taskbridge.bridge import default_bridge
+from taskbridge import acts
+from taskbridge.acts import Outcome
+from taskbridge.bridge import Bridge, default_bridge
 from taskbridge.dead import DeadEntry
 from taskbridge.django.forms import ScheduleForm
 from taskbridge.django.models import DeadLetter, Flow, Message, Queue, Schedule, Shown
@@ -36,9 +40,10 @@ from taskbridge.exceptions import (
     UnsupportedError,
 )
 from taskbridge.flows.states import FlowStatus
+from taskbridge.operations import QueueNow
 from taskbridge.schedules.listing import ScheduleEntry
 from taskbridge.schedules.plan import Cron
-from taskbridge.stores.records import Status
+from taskbridge.stores.states import State, Status
 
 M = TypeVar("M", bound=Shown)
 Found: TypeAlias = Iterable[tuple[str, object]]
@@ -75,6 +80,7 @@ class Page(ChangeList):
 
     Attributes:
         after: Where the next page begins; None if this is the last one, or there are no pages.
+        is_later: Whether there is a page before it.
         remark: What is said above the list.
     """
 
@@ -85,7 +91,14 @@ class Page(ChangeList):
         """Return the rows, read once for each request."""
         if not hasattr(self, "rows"):
             shown_admin: Any = self.model_admin  # a `ShownAdmin`
-            self.rows = Rows.of(self.model, starmap(shown_admin.shown, shown_admin.read(request, self)))
+            self.filter_specs, self.has_filters, *_ = self.get_filters(request)
+            self.is_later = "after" in self.params
+            for each in (self.params, self.filter_params):
+                each.pop("after", None)  # what is chosen or looked for has a first page of its own
+            found: Found = ()
+            with suppress(ValueError):  # `after` is no page's
+                found = shown_admin.read(request, self)
+            self.rows = Rows.of(self.model, starmap(shown_admin.shown, found))
         return self.rows
 
     def get_results(self, request: HttpRequest) -> None:
@@ -95,16 +108,20 @@ class Page(ChangeList):
         self.show_full_result_count = self.can_show_all = self.multi_page = False
         self.show_admin_actions = bool(self.rows)
         self.paginator = self.model_admin.get_paginator(request, self.rows, max(1, len(self.rows)))
-        self.first_page = self.get_query_string(remove=["after"])
+        self.first_page = self.get_query_string()
         self.next_page = self.get_query_string({"after": self.after})
 
 
-def column(name: str, read: Callable[[Any], Any] | None = None) -> Callable[[Any], Any]:
-    """Return a column: an attribute of what was found, or what is read of it."""
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
-    @admin.display(description=name.replace("_", " "))
+
+def column(name: str, read: str | Callable[[Any], Any] = "") -> Callable[[Any], Any]:
+    """Return a column: the attribute of that name of what was found, or another one, or what is read of it."""
+
+    @admin.display(description=_words(name))
     def value(shown: Shown) -> Any:
-        return getattr(shown.found, name) if read is None else read(shown.found)
+        return read(shown.found) if callable(read) else getattr(shown.found, read or name)
 
     value.__name__ = name  # which Django makes a class of, for style sheets
     return value
@@ -119,8 +136,46 @@ def _when(entry: ScheduleEntry) -> str:
     return entry.timing.spec.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "\N{NON-BREAKING HYPHEN}") + zone
 
 
+def _queue_state(queue: QueueNow) -> str | None:
+    if queue.paused is not None or queue.engine:
+        return "paused" if queue.paused is not None else "consumed"
+    return None if queue.running is None else "no worker"  # without a store it is not known
+
+
+def choice(name: str, values: Callable[[], Iterable[str]]) -> type[admin.SimpleListFilter]:
+    """Return a filter beside a list; its rows are read by what was chosen."""
+
+    class Choice(admin.SimpleListFilter):
+        title = parameter_name = name
+
+        def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+            return [(each, each) for each in values()]
+
+        def queryset(self, request: HttpRequest, queryset: Any) -> Any:
+            return queryset
+
+    return Choice
+
+
+def action(label: str, permission: str, act: Callable[[Bridge, str], Outcome]) -> Any:
+    """Return an action of a list, which does something to each row, and says and logs what came of it."""
+
+    @admin.action(description=label, permissions=[permission])
+    def do(self: ShownAdmin, request: HttpRequest, rows: Rows[Any]) -> None:
+        for each in rows:
+            outcome = act(default_bridge(), each.pk)
+            self.tell(request, act.__name__, outcome, [each] if outcome.is_done else [])
+
+    do.__name__ = label.lower().replace(" ", "_")
+    return do
+
+
 def _may(action: str) -> Callable[[Any, HttpRequest], bool]:
     return lambda self, request: self.may(request, f"{action}_{self.opts.model_name}")
+
+
+def _task(asked: str) -> str:
+    return asked if "*" in asked else f"*{asked}*"
 
 
 class ShownAdmin(_ModelAdmin):
@@ -130,12 +185,15 @@ class ShownAdmin(_ModelAdmin):
     """
 
     list_per_page = 50
+    show_facets = admin.ShowFacets.NEVER
     sortable_by = ()
     fields = ()  # templates show what there is
     actions: Any = ()
+    details: Sequence[Callable[[Any], Any]] = ()  # columns, of which the page of one object has a line each
+    removal = ""  # the act that deletes
     # What Django asks before actions: whether the user has the model's permission of that name.
     has_replay_permission, has_cancel_permission = _may("replay"), _may("cancel")
-    has_retry_permission, has_run_permission = _may("retry"), _may("run")
+    has_retry_permission, has_run_permission, has_pause_permission = _may("retry"), _may("run"), _may("pause")
 
     class Media:
         css = {"all": ("taskbridge/admin.css",)}
@@ -194,6 +252,8 @@ class ShownAdmin(_ModelAdmin):
         context["shows_errors"] = not default_bridge().dead.redacts or self.may(request, "view_arguments")
         found = getattr(context.get("original"), "found", None)
         context["headers"] = [*getattr(found, "headers", {}).items()]
+        details = () if found is None else self.details
+        context["details"] = [(_words(each.__name__).capitalize(), each(context["original"])) for each in details]
         context["acts"] = [each for each in choices if each[0] != "delete_selected"]  # for which there is a button
         return super().render_change_form(request, context, *args, **kwargs)
 
@@ -221,33 +281,43 @@ class ShownAdmin(_ModelAdmin):
         rows = {each.pk: each for each in queryset}
         for each in self.remove([*rows]):
             super().log_deletions(request, Rows.of(self.model, [rows[each]]))
+            self.note(request, self.removal, each)
 
     def remove(self, ids: list[str]) -> Iterable[str]:
         """Delete what has these ids, and give the ids of those that were there, each after it was deleted."""
         raise NotImplementedError
 
-    def log_acts(self, request: HttpRequest, objects: Iterable[Shown], done: str) -> None:
-        """Log and say that something was done with objects."""
+    def tell(self, request: HttpRequest, act: str, outcome: Outcome, objects: Iterable[Shown]) -> None:
+        """Say what came of an act, and log it for the objects to which it was done."""
+        text = f"{outcome.text[:1].upper()}{outcome.text[1:]}."
+        self.message_user(request, text, messages.SUCCESS if outcome.is_done else messages.WARNING)
         for each in objects:
-            self.log_change(request, each, f"{done.capitalize()}.")
-            self.say(request, f"{each} {done}", messages.SUCCESS)
+            self.log_change(request, each, text)
+            self.note(request, act, each.pk)
 
-    def say(self, request: HttpRequest, text: str, level: int = messages.WARNING) -> None:
-        """Say something about an object; Django begins it with a capital letter, so that no id can stand first."""
-        self.message_user(request, f"{self.opts.verbose_name} {text}.", level)
+    def note(self, request: HttpRequest, act: str, id: str) -> None:
+        """Tell the hook `operated` who has done something; the acts have the names that the page gives them."""
+        default_bridge().hooks.operated(request.user.get_username(), act, id)
 
 
 @admin.register(Queue)
 class QueueAdmin(ShownAdmin):
-    """The known queues, and how much waits in each."""
+    """The known queues: how much waits in each and runs of it, and whether it is paused."""
 
-    list_display = ("name", column("waiting", int))
+    list_display = (
+        *("name", column("engine"), column("waiting"), column("running")),
+        column("oldest", lambda queue: None if queue.oldest_s is None else timedelta(seconds=int(queue.oldest_s))),
+        column("state", _queue_state),
+        column("paused_until", lambda queue: queue.paused and queue.paused.until),
+    )
     list_display_links = None
+    actions = ("pause", "resume")
+    pause, resume = action("Pause", "pause", acts.pause), action("Resume", "pause", acts.resume)
 
     def read(self, request: HttpRequest, page: Page) -> Found:
         counts = default_bridge().counts()
         page.remark = f"In all queues, {counts.delayed} delayed and {counts.dead} dead."
-        return counts.waiting.items()
+        return ((each.name, each) for each in default_bridge().operations.queues(counts))
 
 
 @admin.register(DeadLetter)
@@ -260,18 +330,19 @@ class DeadLetterAdmin(ShownAdmin):
         column("error", _error),
         *map(column, ("attempts", "died_at")),
     )
+    details = (
+        *map(column, ("task", "queue", "priority", "reason", "attempts", "replays")),
+        *(column("sent", "enqueued_at"), column("expires", "expires_at"), column("died", "died_at"), column("worker")),
+    )
     search_fields = ("task",)
     search_help_text = "a part of a task's name, or a glob such as shop.*"
     actions = ("replay",)
+    removal = "purge"
 
     def read(self, request: HttpRequest, page: Page) -> Found:
-        task = page.query if not page.query or "*" in page.query else f"*{page.query}*"
         is_all = request.POST.get("select_across") == "1"
         limit, after = (None, None) if is_all else (self.list_per_page, request.GET.get("after"))
-        try:
-            found = default_bridge().dead.list(task=task or None, limit=limit, after=after)
-        except ValueError:  # `after` is no page's
-            return ()
+        found = default_bridge().dead.list(task=_task(page.query) if page.query else None, limit=limit, after=after)
         page.after = found.next
         return ((each.id, each) for each in found.entries)
 
@@ -280,15 +351,8 @@ class DeadLetterAdmin(ShownAdmin):
 
     @admin.action(description="Replay", permissions=["replay"])
     def replay(self, request: HttpRequest, rows: Rows[DeadLetter]) -> None:
-        outcome = default_bridge().dead.replay([each.pk for each in rows])
-        self.log_acts(request, (each for each in rows if each.pk in outcome.ids), "replayed")
-        for ids, why in (
-            (outcome.missing, "is not there any more"),
-            (outcome.unreadable, "can't be read as a message"),
-            (outcome.held, "stays: another message holds its unique key"),
-        ):
-            for each in ids:
-                self.say(request, f"{each} {why}")
+        found = default_bridge().dead.replay([each.pk for each in rows])
+        self.tell(request, "replay", acts.replayed(found), [each for each in rows if each.pk in found.ids])
 
     def remove(self, ids: list[str]) -> Iterable[str]:
         return default_bridge().dead.purge(ids)
@@ -296,31 +360,48 @@ class DeadLetterAdmin(ShownAdmin):
 
 @admin.register(Message)
 class MessageAdmin(ShownAdmin):
-    """Any message whose id is known and that is recorded; stores can't list them."""
+    """The messages, the latest first, if the setting `listing` is on; those that run, and one by its id, without it."""
 
     list_display = ("id", *map(column, ("task", "queue", "state", "enqueued_at", "ended_at")))
+    details = (
+        *map(column, ("task", "queue", "state", "reason")),
+        column("cancelled", lambda status: "while it ran" if status.cancel_asked else None),
+        *(column("sent", "enqueued_at"), column("due", "due_at"), column("ended", "ended_at"), column("replays")),
+    )
+    list_filter = (choice("state", lambda: get_args(State)), choice("queue", lambda: default_bridge().queues()))
     search_fields = ("id",)
-    search_help_text = "the whole id of a message"
+    search_help_text = "the whole id of a message, a part of a task's name, or a glob such as shop.*"
     actions = ("cancel",)
+    cancel = action("Cancel", "cancel", acts.cancel)
+
+    def get_list_display(self, request: HttpRequest) -> Any:
+        running = ("id", *map(column, ("task", "queue", "attempt", "since", "worker")))
+        return running if request.GET.get("state") == "running" else self.list_display
 
     def read(self, request: HttpRequest, page: Page) -> Found:
-        try:
-            return [(page.query.strip(), self.find(page.query.strip()))] if page.query else []
-        except NoSuchRecord:
-            page.remark = "No message of this id is known."
-            return []
+        asked, bridge = page.query.strip(), default_bridge()
+        state, queue = request.GET.get("state"), request.GET.get("queue")
+        if state == "running":
+            runs = [each for each in bridge.operations.running() if queue in (None, each.queue)]
+            return ((each.id, each) for each in runs if each.id == asked or fnmatchcase(each.task, _task(asked)))
+        if asked:
+            with suppress(NoSuchRecord):
+                return [(asked, self.find(asked))]
+        if not bridge.settings.listing:
+            page.remark = "Without the setting listing, only those that run are listed, and one by its whole id."
+            page.remark = "No message of this id is known." if asked else page.remark
+            return ()
+        known = state if state in get_args(State) else None
+        filters: dict[str, Any] = {"task": _task(asked), "state": known, "queue": queue}
+        found = bridge.operations.messages(**filters, cursor=request.GET.get("after", ""), most=self.list_per_page)
+        page.after = found.cursor or None
+        return ((each.id, each) for each in found.items)
 
     def find(self, id: str) -> Status:
         return default_bridge().handle(id).status()
 
-    @admin.action(description="Cancel", permissions=["cancel"])
-    def cancel(self, request: HttpRequest, rows: Rows[Message]) -> None:
-        for each in rows:
-            status = default_bridge().handle(each.pk).cancel()
-            if status.state == "cancelled" or (status.cancel_asked and not status.is_final):
-                self.log_acts(request, [each], "cancelled" if status.is_final else "told to stop, for it runs")
-            else:
-                self.say(request, f"{each} is {status.state} already")
+
+_FLOW_STATE: Final = column("state", lambda flow: "stalled" if flow.is_stalled else flow.state)
 
 
 @admin.register(Flow)
@@ -329,41 +410,26 @@ class FlowAdmin(ShownAdmin):
 
     list_display = (
         *("id", column("name")),
-        column("state", lambda flow: "stalled" if flow.is_stalled else flow.state),
+        _FLOW_STATE,
         column("stage", lambda flow: f"{flow.stage} of {flow.stages}"),
         *map(column, ("total", "done", "dead", "created_at", "ended_at")),
     )
+    details = (
+        *(column("flow", "name"), _FLOW_STATE, *map(column, ("stage", "stages")), column("steps", "total")),
+        *map(column, ("done", "dead", "discarded", "cancelled", "running", "waiting")),
+        *(column("sent", "created_at"), column("ended", "ended_at"), column("waits_for", "oldest")),
+        column("part_of", "parent"),
+    )
     actions = ("cancel", "retry")
+    cancel, retry = action("Cancel", "cancel", acts.cancel_flow), action("Retry", "retry", acts.retry_flow)
 
     def read(self, request: HttpRequest, page: Page) -> Found:
-        try:
-            found = default_bridge().operations.flows(cursor=request.GET.get("after", ""), most=self.list_per_page)
-        except ValueError:  # `after` is no page's
-            return ()
+        found = default_bridge().operations.flows(cursor=request.GET.get("after", ""), most=self.list_per_page)
         page.after = found.cursor or None
         return ((each.id, each) for each in found.items)
 
     def find(self, id: str) -> FlowStatus:
         return default_bridge().dead.shown_flow(default_bridge().flows.status(id))
-
-    @admin.action(description="Cancel", permissions=["cancel"])
-    def cancel(self, request: HttpRequest, rows: Rows[Flow]) -> None:
-        for each in rows:
-            status = default_bridge().flows.cancel(each.pk)
-            if status.state == "cancelled":
-                self.log_acts(request, [each], "cancelled")
-            else:
-                self.say(request, f"{each} is {status.state} already")
-
-    @admin.action(description="Retry", permissions=["retry"])
-    def retry(self, request: HttpRequest, rows: Rows[Flow]) -> None:
-        for each in rows:
-            status = default_bridge().flows.status(each.pk)
-            if status.state == "done" and not status.is_stalled:
-                self.say(request, f"{each} is done: there is nothing to retry")
-            else:
-                default_bridge().flows.retry(each.pk)
-                self.log_acts(request, [each], "retried")
 
 
 @admin.register(Schedule)
@@ -371,16 +437,21 @@ class ScheduleAdmin(ShownAdmin):
     """All schedules. Those that were put at run time can be changed and deleted; the others are in code or settings."""
 
     form = ScheduleForm
-    list_display = (
-        "name",
+    _columns = (
         column("task"),
         column("when", _when),
         column("state", lambda entry: "paused" if entry.paused else "enabled"),
         column("next_run", lambda entry: next(iter(entry.next_runs), None)),
-        column("last_run", lambda entry: entry.last_planned_at),
+        column("last_run", "last_planned_at"),
         *map(column, ("missed", "source")),
     )
+    list_display = ("name", *_columns)
+    details = (*_columns, column("last_message", "last_id"))
     actions = ("pause", "resume", "run_now")
+    removal = "remove_schedule"
+    pause = action("Pause", "change", acts.pause_schedule)
+    resume = action("Resume", "change", acts.resume_schedule)
+    run_now = action("Run now", "run", acts.run_schedule)
 
     def read(self, request: HttpRequest, page: Page) -> Found:
         return ((each.name, each) for each in default_bridge().schedules.list())
@@ -418,23 +489,7 @@ class ScheduleAdmin(ShownAdmin):
 
     def save_model(self, request: HttpRequest, obj: Schedule, form: Any, change: bool) -> None:
         form.put()
+        self.note(request, "add_schedule", obj.pk)
 
     def remove(self, ids: list[str]) -> Iterable[str]:
         return filter(default_bridge().schedules.delete, ids)
-
-    @admin.action(description="Pause", permissions=["change"])
-    def pause(self, request: HttpRequest, rows: Rows[Schedule]) -> None:
-        for each in rows:
-            default_bridge().schedules.pause(each.pk)
-            self.log_acts(request, [each], "paused")
-
-    @admin.action(description="Resume", permissions=["change"])
-    def resume(self, request: HttpRequest, rows: Rows[Schedule]) -> None:
-        for each in rows:
-            default_bridge().schedules.resume(each.pk)
-            self.log_acts(request, [each], "resumed")
-
-    @admin.action(description="Run now", permissions=["run"])
-    def run_now(self, request: HttpRequest, rows: Rows[Schedule]) -> None:
-        for each in rows:
-            self.log_acts(request, [each], f"sent as message {default_bridge().schedules.run(each.pk)}")

@@ -54,12 +54,13 @@ class Shown(models.Model):
 
 
 class Queue(Shown):
-    """A known queue; `found` is how many messages wait in it."""
+    """A known queue; `found` is its `QueueNow`."""
 
     name: models.TextField[str, str] = models.TextField(primary_key=True)
 
     class Meta(Shown.Meta):
         default_permissions = ("view",)
+        permissions = (("pause_queue", "Can pause queue"),)
 
 
 class DeadLetter(Shown):
@@ -74,7 +75,7 @@ class DeadLetter(Shown):
 
 
 class Message(Shown):
-    """A message whose id is known; `found` is its `Status`."""
+    """A message; `found` is its `Status`, or its `Running` in a list of what runs."""
 
     id: models.TextField[str, str] = models.TextField(primary_key=True)
 

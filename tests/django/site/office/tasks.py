@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 
-from taskbridge import RetryPolicy, task
+from taskbridge import RetryPolicy, current, task
 
 reported: list[tuple[int, str]] = []
 
@@ -28,3 +29,9 @@ def remind(wait: timedelta) -> None:
 @task(retry=RetryPolicy.never())
 def fail(text: str) -> None:
     raise ValueError(text)
+
+
+@task
+def linger() -> None:
+    while not current().cancelled:
+        time.sleep(0.02)
