@@ -349,6 +349,33 @@ def test_a_flow_within_that_has_failed_stays_so_when_another_step_is_replayed(sh
     assert (list(handle.result(timeout=0)), sorted(shop.runs)) == ([0, 1], [0, 0, 0, 1, 1])
 
 
+def test_a_flow_within_that_fails_as_another_step_is_replayed_stays_so(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It still ran as it was looked for what has to be published again, and has failed before it is read how it is."""
+    shop.sick, flows, store = {1}, shop.bridge.flows, shop.bridge.store
+    handle = group([shop.nest.call(0), shop.load.call(1)]).send()
+    shop.bridge.run_until(lambda: handle.status().is_final)
+    [member] = [each for each in flows.steps(handle.id) if each.became]
+    assert (handle.status().state, shop.runs, member.state) == ("failed", [1], "running")
+    give_steps, calls = flows._give_steps, list[Any]()
+
+    def slow(*given: Any, **options: Any) -> int:
+        calls.append(given)
+        if len(calls) == 1:
+            assert store is not None
+            failed = Ending(state="dead", at=shop.bridge.now(), reason="flow_failed")
+            store.records.change(member.id, lambda old: transitions.flow_ended(old, member.became, failed), timeout_s=5)
+        return give_steps(*given, **options)
+
+    monkeypatch.setattr(flows, "_give_steps", slow)
+    shop.sick = set()
+    shop.bridge.dead.replay(shop.dead(1))
+    shop.bridge.run_until_idle()
+    assert (handle.status().state, handle.status().dead, handle.status().done) == ("failed", 1, 1)
+    assert shop.runs == [1, 1]
+
+
 def test_a_member_of_a_large_group_whose_record_is_lost_stays_cancelled_and_the_others_run(shop: Shop) -> None:
     """Nobody knows any more how it was called."""
     handle = group([shop.load.call(number) for number in range(130)]).send()

@@ -324,6 +324,17 @@ def test_a_message_that_has_ended_becomes_no_flow(shop: Shop) -> None:
         shop.bridge.flow(step_id(messages[0].life, "became")).status()
 
 
+def test_a_message_becomes_a_flow_once(shop: Shop) -> None:
+    @shop.bridge.task(name="becomes")
+    def becomes() -> Any:
+        shop.bridge.flows.become(current().message, shop.load.call(1).then(shop.load), timeout_s=5)
+        return become(shop.load.call(2).then(shop.load))
+
+    handle = becomes.send()
+    shop.bridge.run_until_idle()
+    assert (handle.result(timeout=0), shop.runs) == (1, [1, 1])
+
+
 def test_a_message_whose_record_others_change_again_and_again_becomes_a_flow_in_time_or_not_at_all(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -222,8 +222,7 @@ class Flows(Reopening):
 
         `resumes` is for who goes on with a group that another process was sending.
         """
-        if (flow_id := flow_of_entry(entry)) is not None:
-            self.look_after(flow_id, Look(self._deadline(), resumes=resumes, entries={entry}))
+        self.look_after(flow_of_entry(entry), Look(self._deadline(), resumes=resumes, entries={entry}))
 
     def look_after(self, id: str, look: Look) -> None:
         """Do what is due in a flow, and remove the entries of whoever does, unless it is to be looked after again."""
