@@ -43,7 +43,7 @@ _WARM: Final = 20
 _TRACED: Final = 5
 """How many sends are traced, and how often a worker is: who waits long for a reply looks for it several times."""
 _OUTPUT_VARIABLE: Final = "MESSAGE_PATH_OUTPUT"
-_NO_MESSAGES: Final = ("pump", "schedul", "busy", "watch", "prepare", "cancel", "relay")
+_NO_MESSAGES: Final = ("pump", "schedul", "busy", "watch", "prepare", "cancel", "relay", "vitals")
 """What the names of threads hold that take no message: they promote, relay, send by schedules, tell of the worker."""
 
 _RUN_WITHIN_S: Final = 300.0

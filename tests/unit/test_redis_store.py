@@ -11,11 +11,11 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from taskbridge import Bridge, Event, Message, Unique
+from taskbridge import Bridge, Event, Handle, Message, Unique
 from taskbridge.brokers.redis.client import Client
 from taskbridge.brokers.redis.places import Place
 from taskbridge.durations import moment
@@ -28,6 +28,8 @@ from taskbridge.stores.records import Ending
 from taskbridge.stores.redis.backend import RedisBackend
 from taskbridge.stores.redis.notifications import RedisNotifications
 from tests.servers import PrivateRedis
+
+T = TypeVar("T")
 
 
 def opened(server: PrivateRedis, **settings: object) -> Store:
@@ -289,6 +291,76 @@ def test_many_commits_that_are_alike_are_one_script_and_each_is_as_if_it_were_al
     assert is_there(500, 501) == [False] * 4
     backend.close()
     client.close()
+
+
+def called(client: Client, act: Callable[[], T], *names: str) -> tuple[T, list[int]]:
+    """Return what an act returns, and how often the server carried out each of these commands meanwhile."""
+    client.execute([("CONFIG", "RESETSTAT")], timeout_s=5)
+    outcome = act()
+    stats = client.execute([("INFO", "commandstats")], timeout_s=5).decode()
+    counts = (stats.partition(f"cmdstat_{name}:calls=")[2].partition(",")[0] for name in names)
+    return outcome, [int(count or 0) for count in counts]
+
+
+def test_what_lasts_of_many_commits_is_made_by_one_command_unless_something_is_there(
+    make_redis: Callable[..., PrivateRedis],
+) -> None:
+    server = make_redis()  # whose commands are counted
+    backend, client = opened(server, namespace="ns").backend, Client(server.url)
+
+    def made(queue: str, *numbers: int) -> tuple[list[bool], list[int]]:
+        commits = [
+            Commit(
+                (Write(f"key{number}", ABSENT, f"of {queue}"), Write(f"text{number}", ABSENT, "text", 60)),
+                (),
+                [("RPUSH", f"ns:{queue}", f"id{number}")],
+            )
+            for number in numbers
+        ]
+        names = "evalsha", "msetnx", "setnx", "set", "rpush"
+        return called(client, lambda: backend.commit(commits, timeout_s=5), *names)
+
+    made("first", 1000, 1001)  # now the server knows the script
+    assert made("quick", *range(50)) == ([True] * 50, [1, 1, 0, 50, 1])
+    wanted = [number != 75 for number in range(50, 100)]
+    made("first", 75, 1002)
+    assert made("held", *range(50, 100)) == (wanted, [1, 1, 50, 49, 1])
+    assert made("twice", 100, 101, 100) == ([True, True, False], [1, 0, 3, 2, 1])
+
+    keys = backend.get([f"key{number}" for number in range(102)], timeout_s=5)
+    own = ["of quick"] * 50 + ["of held"] * 50 + ["of twice"] * 2
+    assert keys == [*own[:75], "of first", *own[76:]]
+    assert None not in backend.get([f"text{number}" for number in range(102)], timeout_s=5)
+    queues = [client.execute([("LRANGE", f"ns:{name}", 0, -1)], timeout_s=5) for name in ("quick", "held", "twice")]
+    numbers = (range(50), [number for number in range(50, 100) if number != 75], (100, 101))
+    assert queues == [[b"id%d" % number for number in each] for each in numbers]
+    backend.close()
+    client.close()
+
+
+@pytest.mark.parametrize("engine", ["celery", "dramatiq"])
+def test_many_unique_messages_take_their_keys_by_one_command_unless_one_is_held(
+    make_redis: Callable[..., PrivateRedis], engine: str
+) -> None:
+    server = make_redis()  # whose commands are counted
+    client = Client(server.url)
+    with closing(Bridge(f"{engine}+{server.url}")) as bridge, closing(client):
+        task = bridge.task(name="unique", unique="number")(lambda number: number)
+
+        def sent(numbers: range) -> tuple[list[Handle[int]], list[int]]:
+            calls = [task.call(number) for number in numbers]
+            return called(client, lambda: bridge.send_many(calls), "evalsha", "msetnx", "setnx")
+
+        sent(range(1000, 1002))  # now the server knows the script
+        handles, commands = sent(range(100))
+        assert (all(handle.is_new for handle in handles), commands) == (True, [1, 1, 0])
+        held = task.send(150)
+        handles, commands = sent(range(100, 200))
+        assert commands[1] == 1, "it is tried"
+        assert commands[2] >= 100, "and one after the other is taken where one is held"
+        assert [handle.is_new for handle in handles] == [number != 150 for number in range(100, 200)]
+        assert handles[50].id == held.id
+        assert sum(bridge.counts().waiting.values()) == 2 + 100 + 1 + 99
 
 
 @pytest.mark.parametrize("engine", ["celery", "dramatiq"])

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from threading import Barrier
 
@@ -25,6 +26,7 @@ from taskbridge.stores.backend import ABSENT, BackendWithTables, Commit, Entry, 
 from taskbridge.stores.base import Claim, Store
 from taskbridge.stores.records import Ending
 from taskbridge.stores.sql.backend import open_store
+from taskbridge.stores.sql.postgresql import BoundedConnection, PostgreSQL
 from taskbridge.stores.sql.schema import VERSION
 from tests.private_postgresql import PrivatePostgreSQL
 from tests.unit.command_line import runner
@@ -347,3 +349,64 @@ def test_of_many_commits_those_are_done_whose_texts_are_not_there(url: str) -> N
     init(store)
     of_many_commits(store)
     store.close()
+
+
+class Wire:
+    """What libpq notes of a store's connections: once the server is ready for another query, a round trip is over."""
+
+    def __init__(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._file = file
+        self._output = file.open("wb")
+        connect = PostgreSQL.connect
+
+        def traced(database: PostgreSQL, deadline: float) -> BoundedConnection:
+            connection = connect(database, deadline)
+            connection.pgconn.trace(self._output.fileno())
+            return connection
+
+        monkeypatch.setattr(PostgreSQL, "connect", traced)
+
+    def close(self) -> None:
+        self._output.close()
+
+    def round_trips(self) -> int:
+        """Return how many there were since the store was opened."""
+        return self._file.read_text(errors="replace").count("\tReadyForQuery\t")
+
+
+def _beside(name: str, count: int) -> list[str]:
+    return [f"{name} beside {number}" for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("writes", "beside", "entries", "trips"),
+    [(1, 0, 0, 3), (2, 0, 0, 4), (2, 0, 1, 5), (1, 1, 0, 3), (2, 1, 0, 3), (2, 50, 0, 3), (2, 50, 1, 4)],
+)
+def test_a_commit_takes_few_round_trips(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int, beside: int, entries: int, trips: int
+) -> None:
+    with closing(Wire(tmp_path / "wire", monkeypatch)) as wire, closing(opened(url)) as store:
+        init(store)
+        store.backend.ping(timeout_s=5)  # looks at the tables
+
+        def made(name: str) -> tuple[list[bool], int]:
+            texts = [[f"{name} {number}" for number in range(writes)]]
+            texts += [[key] for key in _beside(name, beside)]
+            posted = [[Entry(f"of {each[0]}", "entry", 0.0)][:entries] for each in texts]
+            commits = [
+                Commit([Write(key, ABSENT, "1") for key in keys], its) for keys, its in zip(texts, posted, strict=True)
+            ]
+            before = wire.round_trips()
+            return store.backend.commit(commits, timeout_s=5), wire.round_trips() - before
+
+        assert made("new") == ([True] * (1 + beside), trips)
+        store.backend.create([(f"held {writes - 1}", "0", None)], timeout_s=5)
+        done, more = made("held")
+        assert done == [False] + [True] * beside
+        assert more > trips, "where one is there, each is made by itself"
+        found = store.backend.get([f"held {number}" for number in range(writes)], timeout_s=5)
+        assert found == [None] * (writes - 1) + ["0"]
+        beside_it = _beside("held", beside)
+        assert store.backend.get(beside_it, timeout_s=5) == ["1"] * beside
+        due = {each for each, _ in store.backend.due_entries(most=200, lease_s=60, timeout_s=5)}
+        assert due == {f"of {each}" for each in ("new 0", *_beside("new", beside), *beside_it)[: 200 * entries]}

@@ -25,8 +25,10 @@ if _variant.dies:
     deaths.prepare(_variant.dies)
 
 bridge: Bridge = Bridge()
-tasks: Tasks = Tasks(
-    bridge,
-    Path(os.environ["TASKBRIDGE_CONTRACT_FOLDER"]),
-    _variant,
-)
+_folder = Path(os.environ["TASKBRIDGE_CONTRACT_FOLDER"])
+tasks: Tasks = Tasks(bridge, _folder, _variant)
+
+if bridge.settings.commit is not None:
+    from taskbridge.contract.application import Application  # here, for few environments have one
+
+    Application(bridge, _folder)

@@ -101,6 +101,8 @@ _PLACES: Final[Mapping[str, Place]] = {
     BY_ITSELF: Place(at="taskbridge.stores.steps:count", when="after", matters=_is_done_in_a_chain, returns=bool),
     "not begun": Place(at="taskbridge.flows.running:Flows.become", when="before"),
     "begun": Place(at="taskbridge.flows.running:Flows.become", when="after"),
+    "unrelayed": Place(at="taskbridge.flows.running:Flows.begin_kept", when="before"),
+    "relayed": Place(at="taskbridge.flows.running:Flows.begin_kept", when="after"),
     "settled": Place(at="taskbridge.engines.settle:finish", when="after"),
     "due redis": Place(at="taskbridge.brokers.redis.pump:Pump._settle", when="before", matters=_something_is_due),
     "promoted redis": Place(at="taskbridge.brokers.redis.pump:Pump._settle", when="after", matters=_something_is_due),
@@ -121,6 +123,9 @@ COUNTING: Final = ("uncounted", "counted")
 
 BECOMING: Final = ("not begun", "begun")
 """The places beside the beginning of a flow that a task has returned."""
+
+RELAYING: Final = ("unrelayed", "relayed")
+"""The places beside the beginning of a flow that an application's outbox holds."""
 
 PROMOTING: Final = ("due", "promoted")
 """The places that a parked message comes through."""

@@ -21,6 +21,7 @@ from typing_extensions import Self, Unpack
 
 from taskbridge import Bridge, Counts, DeadLetter, Queue
 from taskbridge.contract import leftovers
+from taskbridge.contract.application import Application
 from taskbridge.contract.cleaning import PREFIX
 from taskbridge.contract.failure import ContractFailure, NotIdle
 from taskbridge.contract.pace import Pace, starting
@@ -63,6 +64,7 @@ class EnvironmentSpec:
         queue_type: The setting of this name; None leaves it as it is.
         result_ttl_s: The setting `result_ttl`; None leaves it as it is.
         stored: Whether attempt marks live in the target's store, if its broker keeps none.
+        outbox: Whether what is sent is put in the outbox of an application, and published by workers.
         shared: Whether scenarios may share it; each has one of its own otherwise.
         quiet: Whether nothing else may run meanwhile, for what is to be on time on an idle worker.
         new: Whether its queues may not be there before, as those of an environment that has ended may be.
@@ -80,6 +82,7 @@ class EnvironmentSpec:
     queue_type: Literal["classic", "quorum"] | None = None
     result_ttl_s: float | None = None
     stored: bool = False
+    outbox: bool = False
     shared: bool = False
     quiet: bool = False
     new: bool = False
@@ -141,6 +144,7 @@ class Environment:
 
     Attributes:
         bridge: What scenarios send through.
+        application: Has the outbox in which sends are put, and their transactions; None if they are put in none.
         tasks: The contract's tasks, declared on it.
         records: What happened so far.
         workers: Those that were started and not forgotten, the oldest first.
@@ -164,6 +168,7 @@ class Environment:
         self.folder: Path = Path(tempfile.mkdtemp(prefix=f"taskbridge-{name}-"))
         leftovers.remove_folder(self.folder)
         self.bridge: Bridge = self.make_bridge()
+        self.application: Application | None = Application(self.bridge, self.folder) if spec.outbox else None
         self.tasks: Tasks = Tasks(self.bridge, self.folder)
         self.records: Records = Records(self.folder / PROBE_FILE)
         self.workers: list[Worker] = []
@@ -200,6 +205,8 @@ class Environment:
             settings["queue_type"] = spec.queue_type
         if spec.result_ttl_s is not None:
             settings["result_ttl"] = spec.result_ttl_s
+        if spec.outbox:
+            settings["commit"] = "outbox"
         if spec.stored and not self.target.keeps_marks and self.target.store is not None:
             settings["store"] = self.target.store
         return settings

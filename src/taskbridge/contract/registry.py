@@ -38,6 +38,9 @@ BRIEF_PAUSES: Final = EnvironmentSpec(name="brief pauses", requeue_pause_s=0.2)
 SHORT_GRACE: Final = EnvironmentSpec(name="short grace", grace_s=8)
 SHORT_LEASE: Final = EnvironmentSpec(name="short lease", lease_s=5)
 STORED: Final = EnvironmentSpec(name="stored", lease_s=5, grace_s=2, stored=True)
+OUTBOX: Final = EnvironmentSpec(name="outbox", lease_s=5, grace_s=2, stored=True, outbox=True)
+"""One whose sends are rows in an application's transactions."""
+
 LONG_LEASE: Final = EnvironmentSpec(name="long lease", grace_s=2, stored=True)
 FORGETFUL: Final = EnvironmentSpec(name="forgetful", lease_s=5, grace_s=2, stored=True, result_ttl_s=1)
 """One whose records are kept for a second after their end."""

@@ -183,8 +183,6 @@ class Reopening(Publishing):
         What waits of the life before starts no more. It is published again, when this was done. In the same act, the
         message that became the flow waits for it again, and the flow of which that is a step goes on.
         """
-        if id in act.rows:
-            return act.rows[id]
         for parent in row.get("parent", ())[:1]:
             self._reopen_parent(id, parent, act)
         new: Any = {name: value for name, value in row.items() if name not in ("ended_at", "callback", "closed", "end")}

@@ -98,7 +98,8 @@ class Flows(Reopening):
         delay_s = 0.0 if when is None else self._sender.wait_s(when)
         flow_id = new_id() if flow.id is None else flow.id
         if (diverted := self._sender.diverted) is not None:
-            hand_over(diverted, *self._captured(flow, flow_id, delay_s), timeout_s=self._timeout_s)
+            if messages := self._captured(flow, flow_id):
+                hand_over(diverted, messages, [delay_s] * len(messages), timeout_s=self._timeout_s)
             return FlowHandle(id=flow_id, bridge=self._bridge)
         begin = partial(self._begin, flow, flow_id, delay_s)
         is_new = self._sender.holds(begin, partial(self._kept, flow, flow_id, delay_s)) or begin()
@@ -108,14 +109,13 @@ class Flows(Reopening):
         """Do as `send` without blocking the event loop."""
         return await self._sender.aside(lambda: self.send(flow, when=when))
 
-    def _captured(self, flow: Flow[Any], id: str, delay_s: float) -> tuple[list[Message], list[float]]:
-        """Return the messages of a flow's first stage, with their delays, for who takes them in a broker's place."""
+    def _captured(self, flow: Flow[Any], id: str) -> list[Message]:
+        """Return the messages of a flow's first stage, for who takes them in a broker's place."""
         first = flow.stages[0]
         keys = ["0"] if first.call is not None else (f"0/{index}" for index in count())
         calls = [first.call] if first.call is not None else first.members or ()
         specs = [codec.from_json(self._spec(call)) for call in calls]
-        messages = [self._message(spec, Place(id, key), None) for spec, key in zip(specs, keys, strict=False)]
-        return messages, [delay_s] * len(messages)
+        return [self._message(spec, Place(id, key), None) for spec, key in zip(specs, keys, strict=False)]
 
     def _begin(self, flow: Flow[Any], id: str, delay_s: float) -> bool:
         """Store a flow and publish its first stage; return whether it is new."""
@@ -222,8 +222,7 @@ class Flows(Reopening):
 
         `resumes` is for who goes on with a group that another process was sending.
         """
-        if (flow_id := flow_of_entry(entry)) is not None:
-            self.look_after(flow_id, Look(self._deadline(), resumes=resumes, entries={entry}))
+        self.look_after(flow_of_entry(entry), Look(self._deadline(), resumes=resumes, entries={entry}))
 
     def look_after(self, id: str, look: Look) -> None:
         """Do what is due in a flow, and remove the entries of whoever does, unless it is to be looked after again."""
@@ -491,6 +490,7 @@ class Flows(Reopening):
         if message.flow:
             place = place_of(message.flow)
             row["above"] = [*place.above, place.flow, place.life][-_MOST_ABOVE:]
+        deadline = monotonic() + timeout_s  # for all tries: each sets its own in `look`; and planning may take long
         while self._row(flow_id) is None:
             [found] = self._get(key_of(message.id))
             decided = decide(stored.unpacked(found))
@@ -500,7 +500,7 @@ class Flows(Reopening):
                 if decided[0].get("cancel_asked"):
                     self.cancel(flow_id)
                 return
-            if monotonic() >= look.deadline + timeout_s:
+            if monotonic() >= deadline:
                 raise StoreUnavailable("others change the same record")
 
     def _tell_parent(self, id: str, row: FlowRow) -> None:

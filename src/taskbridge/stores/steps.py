@@ -88,9 +88,9 @@ def entry_id(flow_id: str, what: str, life: int) -> str:
     return f"{OF_FLOWS}{flow_id}\t{what}.{life}"
 
 
-def flow_of_entry(id: str) -> str | None:
-    """Return the flow that an entry of the outbox is about; None if it is about a message."""
-    return id.split("\t")[1] if id.startswith(OF_FLOWS) else None
+def flow_of_entry(id: str) -> str:
+    """Return the flow that an entry of the outbox is about; its id begins with `OF_FLOWS`."""
+    return id.split("\t")[1]
 
 
 def named(flow_id: str) -> str:
