@@ -141,6 +141,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--no-servers"):
         leave_out(config, items, _needs_a_server)
+    # Files that take long come first: one that begins last keeps a process busy when all others are done.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def leave_out(config: pytest.Config, items: list[pytest.Item], pointless: Callable[[pytest.Item], bool]) -> None:
@@ -169,8 +172,12 @@ def params_of(item: pytest.Item) -> dict[str, Any]:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With `--dist loadscope`, run tests together that share what takes long: a target's workers and servers, a file's.
 
+    With `--dist loadfile`, files come in their own order, and not first those of the most tests.
+
     xdist's own groups don't work with pytest 9.2, which reads a test's id from elsewhere than xdist 3.8 writes it.
     """
+    if config.getoption("dist") == "loadfile":
+        config.option.loadscopereorder = False
     if config.getoption("dist") != "loadscope":
         return None
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # it has no py.typed

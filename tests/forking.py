@@ -7,6 +7,9 @@ variables that an engine may read as it is imported, is started as a program.
 
 The command line itself is forked of a process that has imported it, but no engine.
 
+A program that breaks the product before it imports it (`tests.mutants`) is forked of a process that has imported an
+engine and nothing of taskbridge, and its workers are forked of one that is forked beside it.
+
 Run as a program, this is the process that forks: it reads requests as lines of JSON, and writes `started NUMBER PID`
 and `ended PID CODE`.
 """
@@ -28,7 +31,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -54,7 +57,12 @@ _PACKAGES: Final = ("taskbridge.contract.tasks", "taskbridge.brokers", "taskbrid
 """What a worker imports of taskbridge, beside the package of its engine."""
 
 _CLI: Final = "taskbridge"
-_IMPORTS: Final[Mapping[str, Sequence[str]]] = {**_ENGINES, _CLI: ("taskbridge.cli", "taskbridge.bridge", "asyncio")}
+_INLINE: Final = "inline"
+_IMPORTS: Final[Mapping[str, Sequence[str]]] = {
+    **_ENGINES,
+    _INLINE: _ALL,
+    _CLI: ("taskbridge.cli", "taskbridge.bridge", "asyncio"),
+}
 
 _QUIET: Final = {"PYTHONWARNINGS": "ignore"}
 _READ_AT_IMPORT: Final = ("CELERY_", "dramatiq_", "C_", "KOMBU_", "PYTHON")
@@ -94,12 +102,12 @@ class _Forked:
 
 
 class _Parent:
-    """The process that forks."""
+    """The process that forks, which reads requests here and answers there, and how to wait until it is gone."""
 
-    def __init__(self, *words: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-        )
+    def __init__(self, requests: IO[bytes], answers: IO[bytes], wait: Callable[[], object]) -> None:
+        self._requests = requests
+        self._answers = answers
+        self._wait = wait
         self._changed = threading.Condition()
         self._asked = 0
         self._started: dict[int, _Forked] = {}
@@ -107,20 +115,28 @@ class _Parent:
         threading.Thread(target=self._listen, name="contract-forked", daemon=True).start()
         atexit.register(self._close)
 
+    @classmethod
+    def started(cls, *words: str) -> _Parent:
+        """Start it as a program."""
+        process = subprocess.Popen(
+            [sys.executable, __file__, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        return cls(process.stdin, process.stdout, lambda: process.wait(timeout=20))
+
     def start(self, **request: Any) -> _Forked:
-        assert self._process.stdin is not None
         with self._changed:
             self._asked += 1
             number = self._asked
-            self._process.stdin.write(json.dumps({"number": number, **request}).encode() + b"\n")
-            self._process.stdin.flush()
+            self._requests.write(json.dumps({"number": number, **request}).encode() + b"\n")
+            self._requests.flush()
             if not self._changed.wait_for(lambda: number in self._started, timeout=240):
                 raise TimeoutError("no worker was forked within 240 s")
             return self._started.pop(number)
 
     def _listen(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        for line in self._answers:
             what, first, second = line.decode().split()
             with self._changed:
                 if what == "started":
@@ -130,9 +146,8 @@ class _Parent:
                     self._running.pop(int(first)).end(int(second))
 
     def _close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=20)
+        self._requests.close()
+        self._wait()
 
 
 _parents: dict[tuple[str, ...], _Parent] = {}
@@ -169,13 +184,36 @@ def run_cli(*arguments: str, env: Mapping[str, str], cwd: Path, timeout_s: float
             timeout=timeout_s,
             check=False,
         )
+    return _run(_parent(_CLI), argv, env=env, cwd=cwd, timeout_s=timeout_s)
+
+
+def run_breaker(
+    engine: str, *argv: str, env: Mapping[str, str], cwd: Path, timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m` with these arguments, which may break taskbridge before it imports it; return what it wrote.
+
+    It and its workers find this process's path for imports, with `cwd` first; what `env` says of it is for programs
+    that they start.
+
+    Raises:
+        subprocess.TimeoutExpired: It took longer than this; it is killed.
+    """
+    whole = [sys.executable, "-m", *argv]
+    return _run(_parent(engine), whole, env=env, cwd=cwd, timeout_s=timeout_s, has_workers=engine in _ENGINES)
+
+
+def _run(
+    parent: _Parent, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, timeout_s: float, **request: Any
+) -> subprocess.CompletedProcess[str]:
     with tempfile.NamedTemporaryFile("r") as stdout, tempfile.NamedTemporaryFile("r") as stderr:
-        process = _parent(_CLI).start(argv=argv, env=dict(env), cwd=str(cwd), stdout=stdout.name, stderr=stderr.name)
+        process = parent.start(
+            argv=list(argv), env=dict(env), cwd=str(cwd), stdout=stdout.name, stderr=stderr.name, **request
+        )
         try:
             code = process.wait(timeout_s)
         finally:
             process.kill()
-        return subprocess.CompletedProcess(argv, code, stdout.read(), stderr.read())
+        return subprocess.CompletedProcess([*argv], code, stdout.read(), stderr.read())
 
 
 def _is_read_at_import(env: Mapping[str, str]) -> bool:
@@ -191,7 +229,7 @@ def _is_whole(env: Mapping[str, str]) -> bool:
 
 def _parent(*words: str) -> _Parent:
     with _lock:
-        return _parents.get(words) or _parents.setdefault(words, _Parent(*words))
+        return _parents.get(words) or _parents.setdefault(words, _Parent.started(*words))
 
 
 def install() -> None:
@@ -233,6 +271,24 @@ def _serve() -> dict[str, Any] | None:
             _tell(f"started {request['number']} {pid}")
 
 
+def _fork_beside() -> _Parent | None:
+    """Fork a process that forks workers like this one, and return it; return None in each of these."""
+    requests_read, requests_write = os.pipe()
+    answers_read, answers_write = os.pipe()
+    if pid := os.fork():
+        os.close(requests_read)
+        os.close(answers_write)
+        return _Parent(os.fdopen(requests_write, "wb"), os.fdopen(answers_read, "rb"), lambda: os.waitpid(pid, 0))
+    os.dup2(requests_read, 0)
+    os.dup2(answers_write, 1)
+    for end in (requests_read, requests_write, answers_read, answers_write):
+        os.close(end)
+    if (asked := _serve()) is None:
+        os._exit(0)
+    _become(asked)
+    return None
+
+
 def _tell_of_the_dead() -> None:
     with contextlib.suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG)) != (0, 0):
@@ -259,6 +315,7 @@ def _become(request: Mapping[str, Any]) -> None:
     os.chdir(request["cwd"])
     sys.path[0] = os.getcwd()  # as it is for `python -m`
     sys.argv = request["argv"][2:]
+    sys.orig_argv = request["argv"]
 
 
 def _import(names: Iterable[str]) -> None:
@@ -303,6 +360,9 @@ if __name__ == "__main__":
         _import(_below(*packages, f"taskbridge.engines.{engine}"))
     if (asked := _serve()) is not None:
         _become(asked)
+        if asked.get("has_workers") and (beside := _fork_beside()) is not None:
+            _parents[engine,] = beside
+            sys.modules["tests.forking"] = sys.modules["__main__"]  # who imports it there, finds that parent
         try:
             runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
             _exit_code = 0

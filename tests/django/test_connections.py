@@ -107,6 +107,7 @@ def make_ledger(tmp_path: Path, url_of: Callable[[str], str]) -> MakeLedger:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pair", "threads"), CHOSEN)
 @pytest.mark.parametrize("way", WAYS)
 def test_no_task_fails_after_connections_were_lost(pair: str, threads: int, way: str, make_ledger: MakeLedger) -> None:

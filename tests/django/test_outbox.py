@@ -301,6 +301,7 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
         yield {"postgresql": server.url, "sqlite": str(tmp_path_factory.mktemp("site") / "site.db")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pair", "database"),
     [

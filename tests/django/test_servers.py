@@ -15,6 +15,7 @@ from taskbridge.contract.ports import free_port
 from tests.django.project import project
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", ["celery+redis", "dramatiq+redis", "celery+amqp", "dramatiq+amqp"])
 def test_what_processes_of_gunicorn_send_arrives(
     pair: str, tmp_path: Path, url_of: Callable[[str], str], store_of: Callable[[str], str | None]

@@ -67,6 +67,7 @@ def test_an_order_gets_its_receipt_and_its_refund(
     site.process.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["celery", "dramatiq"])
 def test_a_changed_task_reloads_the_web_site_and_the_worker(
     engine: str, redis_server: PrivateRedis, database: Path, start: Start, tmp_path: Path

@@ -62,6 +62,7 @@ def wait_for_all(log: Path, *workers: Process) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "how", "command"),
     [

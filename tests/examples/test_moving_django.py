@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
+import pytest
+
 from tests.examples.conftest import ROOT, START_TIMEOUT_S, Start, run, wait_until
 from tests.examples.django_site import Commands
 from tests.servers import PrivateRedis
@@ -32,6 +34,7 @@ def taskbridge(page: Commands, *command: str, env: Mapping[str, str], codes: tup
     return json.loads(printed)
 
 
+@pytest.mark.slow
 def test_a_project_is_moved_step_by_step(redis_server: PrivateRedis, start: Start, tmp_path: Path) -> None:
     project = tmp_path / "project"
     page = Commands("examples/moving_django/README.md", project)

@@ -93,6 +93,7 @@ def test_the_compose_file_defines_the_four_services_and_one_variable_for_the_eng
         assert interpolated(template, ENGINE="dramatiq") == "dramatiq+redis://redis:6379/0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["redis_server", "rabbitmq_server"])
 @pytest.mark.parametrize(("before", "after"), [("celery", "dramatiq"), ("dramatiq", "celery")])
 def test_a_delay_that_began_on_one_engine_ends_on_the_other(

@@ -117,6 +117,7 @@ def test_an_order_is_paid_and_reminded_of_without_a_server(folder: Path, start: 
     web.wait_for(order, ["ordered", "paid", "reminded"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [("celery", "dramatiq"), ("dramatiq", "celery")])
 def test_the_shop_changes_its_engine_and_loses_nothing(
     before: str, after: str, redis_server: PrivateRedis, folder: Path, start: Start

@@ -42,6 +42,7 @@ def test_its_tests_pass(project: Commands) -> None:
     assert "Ran 12 tests" in project.run("python manage.py test", env={})
 
 
+@pytest.mark.slow
 def test_the_shop_changes_its_engine_and_loses_nothing(
     redis_server: PrivateRedis, project: Commands, start: Start
 ) -> None:

@@ -18,6 +18,7 @@ from taskbridge.contract.matrix import scenarios_of
 from taskbridge.contract.preloading import without_settings
 from taskbridge.contract.registry import SCENARIOS
 from taskbridge.contract.rules import RULES
+from tests.forking import run_breaker
 from tests.mutants.applying import ROOT, RULE, environment
 from tests.mutants.catalogue import MUTANTS, Mutant, mutants_of
 
@@ -46,8 +47,8 @@ def run_contract(url: str, *scenarios: str, store: str | None, mutant: str = "")
     if store is not None:
         env["TASKBRIDGE_STORE"] = store
     env |= environment(RULE, mutant)
-    command = [sys.executable, "-m", "tests.run_scenarios", url, *scenarios, "--patience", str(PATIENCE_S)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LONGEST_S, check=False)
+    command = ("tests.run_scenarios", url, *scenarios, "--patience", str(PATIENCE_S))
+    done = run_breaker(url.partition("+")[0].partition(":")[0], *command, env=env, cwd=ROOT, timeout_s=LONGEST_S)
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(results) == len(scenarios), done.stderr
     return {result["scenario"]: result for result in results}
