@@ -128,7 +128,7 @@ class Topology:
 
 def life_ms(level: int) -> int:
     """Return how long a message lives in the queue of a level, in milliseconds."""
-    return 2**level * 1000
+    return 1000 << level
 
 
 def queue(name: str, arguments: Mapping[str, Any]) -> Any:
