@@ -13,7 +13,7 @@ from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskbridge import codec, failures
-from taskbridge.brokers.base import Decide, PagingBroker, Place, Taken, place_of
+from taskbridge.brokers.base import Decide, PagingBroker, Place, Taken, once, place_of
 from taskbridge.durations import LONGEST_DELAY_S, moment
 from taskbridge.exceptions import BrokerUnavailable, DecodeError, NoSuchDeadLetter
 from taskbridge.logs import logger
@@ -156,7 +156,8 @@ class DeadLetters:
 
         Only those of tasks whose names match a glob, such as `shop.email.*`, with this reason and from this queue; at
         most `limit`, None for all; and behind the page whose `next` is `after`. A limit under 1, or an `after` that
-        comes from no page, raises `ValueError`. RabbitMQ is read from its first letter to the end of the page.
+        comes from no page, raises `ValueError`. RabbitMQ is read from its first letter to the end of the page, or
+        wholly, and has them in the order in which they were buried.
         """
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
@@ -167,7 +168,7 @@ class DeadLetters:
             if isinstance(broker, PagingBroker)
             else (each for each in sorted(broker.dead_letters(), key=place_of) if not start or place_of(each) >= start)
         ) as letters:
-            left = filter(matches, letters)
+            left = filter(matches, once(letters))
             page = list(islice(left, limit))
             following = next(left, None)
         return DeadPage(

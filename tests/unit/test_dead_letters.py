@@ -103,6 +103,17 @@ def test_pages_follow_one_another_though_letters_go(bridge: Bridge) -> None:
     assert third.next is None
 
 
+def test_pages_end_though_a_letter_was_buried_twice(bridge: Bridge) -> None:
+    bury(bridge, message("m1"), message("m1"), message("m2"), died_at=5.0)
+    page = bridge.dead.list(limit=1)
+    seen = [*page.entries]
+    while page.next is not None:
+        page = bridge.dead.list(limit=1, after=page.next)
+        seen += page.entries
+        assert len(seen) <= 3, "the pages have no end"
+    assert [entry.id for entry in seen] == ["m1", "m2"]
+
+
 def test_what_makes_no_sense_is_refused(bridge: Bridge) -> None:
     with pytest.raises(ValueError, match="limit must be at least 1, not 0"):
         bridge.dead.list(limit=0)

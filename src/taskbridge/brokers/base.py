@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -135,6 +135,15 @@ Place = tuple[float, str]
 def place_of(letter: DeadLetter) -> Place:
     """Return the place of a dead letter."""
     return letter.died_at, letter.id
+
+
+def once(letters: Iterable[DeadLetter]) -> Iterator[DeadLetter]:
+    """Yield letters without copies: a page that begins with the second one would begin with the first one again."""
+    seen = set[int]()
+    for letter in letters:
+        if (place := hash(place_of(letter))) not in seen:
+            seen.add(place)
+            yield letter
 
 
 Decide = Callable[[DeadLetter], Taken | None]

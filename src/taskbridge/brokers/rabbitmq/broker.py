@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, Final
 
 from pika import spec
 
-from taskbridge.brokers.base import Buried, Counts, Decide, Place, Publication, Remark, Wire, place_of
+from taskbridge.brokers.base import Buried, Counts, Decide, Place, Publication, Remark, Wire, once, place_of
 from taskbridge.brokers.rabbitmq.channel import NOT_FOUND, Channel
 from taskbridge.brokers.rabbitmq.connection import ClientError, Deadline
 from taskbridge.brokers.rabbitmq.dead_letter_queue import TOGETHER, letter_of, reading, take_out
@@ -181,12 +181,12 @@ class RabbitMQBroker:
         """Yield dead letters in the order in which they were buried, of which all before are read, too."""
         found = False
         with closing(self._letters(most)) as letters:
-            for letter in _once(letters):
+            for letter in once(letters):
                 if found := found or place in (None, place_of(letter)):
                     yield letter
         if place is not None and not found:
             with closing(self._letters(most)) as letters:
-                yield from (letter for letter in _once(letters) if place_of(letter) > place)
+                yield from (letter for letter in once(letters) if place_of(letter) >= place)
 
     def _letters(self, most: int | None) -> Generator[DeadLetter]:
         """Yield the dead letters from the front of their queue, where they are again once this is closed."""
@@ -245,15 +245,6 @@ class RabbitMQBroker:
     def close(self) -> None:
         self._publisher.close()
         self._looker.close()
-
-
-def _once(letters: Iterable[DeadLetter]) -> Iterator[DeadLetter]:
-    """Yield letters without copies: a page that begins with the second one would begin with the first one again."""
-    seen = set[int]()
-    for letter in letters:
-        if (place := hash(place_of(letter))) not in seen:
-            seen.add(place)
-            yield letter
 
 
 def _look(queue: str) -> Any:

@@ -151,11 +151,11 @@ class Channel:
 
         Then the first of `replies` says how many messages the queue still held. `deadline` makes that of each wait.
         """
-        self.check()
         look, answers = self._bytes([spec.Queue.Declare(queue=queue, passive=True)]), list[Any]()
         # The first answer may overtake what the queue has delivered, for its channel waits for the queue before it goes
         # on; the one to what is asked after that can't.
         for _ in range(2):
+            self.check()
             self.replies, data = [], look
             while not self.replies:
                 self._exchange(data, lambda: bool(self.replies or self.deliveries), deadline())
