@@ -55,7 +55,7 @@ class NotInstalledError(TaskBridgeError, ImportError):
 
 @contextmanager
 def needs(what: str, extra: str, *, fails_by: type[ImportError] = ModuleNotFoundError) -> Generator[None]:
-    """Import a library in the block; what that `fails_by` is raised as `NotInstalledError`."""
+    """Import a library in the block; raise `NotInstalledError` from an exception of the type `fails_by`."""
     try:
         yield
     except fails_by as exc:

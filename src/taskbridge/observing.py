@@ -37,7 +37,7 @@ class Observer:
     """What is told of messages; each method does nothing until it is overridden. Put one in `Bridge.observers`."""
 
     def supervising(self) -> None:
-        """Hear, once, that this process is the one of `taskbridge worker` that starts workers: it runs no message."""
+        """Hear, once, in the main thread, that this process is the one that starts and watches workers; it runs no tasks."""
 
     def sending(self, messages: Sequence[Message]) -> None:
         """Hear that messages are about to be sent together; `sent` follows in this thread. It may add to headers."""

@@ -305,10 +305,11 @@ def _unique(h: Harness) -> str:
             h.environment.kill(workers.pop(0))
             workers.append(h.start_worker(threads=4, answers=False))
         lines = [line.split(";") for sender in senders for line in sender.result() if line.count(";") == 2]
-    h.idle(within_s=h.patience_s + h.spec.lease_s)
     made = {message: (key, float(at)) for key, message, at in lines}
+    # On Redis nobody sees what a killed worker held until its lease is over: it neither waits nor runs.
+    h.final(*made, within_s=h.patience_s + h.spec.lease_s)
+    h.idle(within_s=h.patience_s + h.spec.lease_s)
     ends = {record.id: record.at for record in h.environment.records.all() if record.kind in FINAL}
-    h.equal("messages that were sent and have not ended", made.keys() - ends.keys(), set())
     by_key: dict[str, list[tuple[float, str]]] = {}
     for message, (key, at) in made.items():
         by_key.setdefault(key, []).append((at, message))

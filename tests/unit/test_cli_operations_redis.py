@@ -173,7 +173,9 @@ def test_top_prints_one_screen_where_there_is_no_terminal(run: Run, bridge: Brid
         assert re.search(r"^email +celery +1 +2 +\d+ s", shown, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("given", "end"), [("", "q"), ("", "C-c"), ("", "SIGTERM"), (" < /dev/null", "C-c")])
+@pytest.mark.parametrize(
+    ("given", "end"), [("", "q"), ("", "C-c"), ("", "SIGTERM"), (" < /dev/null", "C-c"), (" <&-", "C-c")]
+)
 def test_top_redraws_its_screen_and_leaves_the_terminal_as_it_was(
     given: str, end: str, terminal: Terminal, bridge: Bridge, vitals: Vitals, tmp_path: Path
 ) -> None:

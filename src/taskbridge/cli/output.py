@@ -14,7 +14,7 @@ from itertools import accumulate
 from textwrap import indent
 from time import monotonic
 from typing import Any, Final
-from unicodedata import combining, east_asian_width
+from unicodedata import category, east_asian_width
 
 from taskbridge import ErrorInfo
 from taskbridge.logs import escaped
@@ -99,9 +99,11 @@ def table_or_list(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     text, width = table(head, rows), shutil.get_terminal_size().columns
     if not sys.stdout.isatty() or max(map(columns, text.split("\n"))) <= width:
         return text
+    names = max(_NAMES, *(len(name) + 2 for name in head))
     return "\n\n".join(
         details(
-            [(name, "\n".join(_parts(escaped(cell), width - _NAMES))) for name, cell in zip(head, row, strict=True)]
+            [(name, "\n".join(_parts(escaped(cell), width - names))) for name, cell in zip(head, row, strict=True)],
+            names=names,
         )
         for row in rows
     )
@@ -113,7 +115,7 @@ def columns(text: str) -> int:
 
 
 def _columns(character: str) -> int:
-    return 0 if combining(character) else 2 if east_asian_width(character) in ("W", "F") else 1
+    return 0 if category(character) in ("Mn", "Me", "Cf") else 2 if east_asian_width(character) in ("W", "F") else 1
 
 
 def cut(text: str, width: int) -> str:
@@ -131,15 +133,15 @@ def _parts(text: str, width: int) -> Iterator[str]:
         text = text[len(part) :]
 
 
-def details(lines: Sequence[tuple[str, str | None]], traceback: str = "") -> str:
+def details(lines: Sequence[tuple[str, str | None]], traceback: str = "", *, names: int = _NAMES) -> str:
     """Return a line for each name that has a value, and a traceback below if there is one."""
     # The further lines of a value must not look like those of another one.
     shown = [
-        (name, escaped(value, keep=LAYOUT).replace("\n", f"\n{'':{_NAMES}}"))
+        (name, escaped(value, keep=LAYOUT).replace("\n", f"\n{'':{names}}"))
         for name, value in lines
         if value is not None
     ]
-    described = "\n".join(f"{name:<{_NAMES - 2}}  {value}" for name, value in shown)
+    described = "\n".join(f"{name:<{names - 2}}  {value}" for name, value in shown)
     return f"{described}\n\n{indent(escaped(traceback.rstrip(), keep=LAYOUT), '  ')}" if traceback else described
 
 

@@ -26,12 +26,17 @@ def draw(lines: Sequence[str]) -> None:
     print("\x1b[H" + "".join(f"\x1b[K{line}\n" for line in shown) + "\x1b[J", end="", flush=True)
 
 
+def _keyboard() -> int | None:
+    found: Any = sys.stdin  # None if the process was started without one
+    return found.fileno() if found is not None and found.isatty() else None
+
+
 def wait(seconds: float) -> bool:
     """Wait; return False as soon as `q` is pressed."""
-    if not sys.stdin.isatty():
+    if (keyboard := _keyboard()) is None:
         sleep(seconds)
         return True
-    until, keyboard = monotonic() + seconds, sys.stdin.fileno()
+    until = monotonic() + seconds
     while select.select((keyboard,), (), (), max(0.0, until - monotonic()))[0]:
         keys = os.read(keyboard, 1024)
         if not keys or any(key in _QUIT for key in keys):  # none: the terminal is gone
@@ -45,7 +50,7 @@ def opened() -> Generator[None]:
 
     Keys are not shown. Ctrl-Z gives the terminal back until the process goes on.
     """
-    keyboard = sys.stdin.fileno() if sys.stdin.isatty() else None
+    keyboard = _keyboard()
     modes: list[Any] = [] if keyboard is None else termios.tcgetattr(keyboard)
 
     def begin() -> None:

@@ -59,7 +59,7 @@ class Gauges:
         return _families(self._read())
 
     def register_with(self, meter_provider: Any) -> None:
-        """Have OpenTelemetry's `MeterProvider` told the same, by observable instruments: each export reads once.
+        """Register observable instruments of the same metrics with OpenTelemetry's `MeterProvider`; each export reads once.
 
         They are told by the process that calls this, and not by those that it forks. `taskbridge worker` calls it by
         itself where the application has given `observe` its provider, so do it elsewhere only: in one web process, say.
@@ -85,9 +85,10 @@ class Gauges:
         for name, read in _PARTS.items():
             try:
                 rows |= in_time(name, partial(read, self._bridge), bool, left_s=lambda: until - monotonic())
-            except (TaskBridgeError, TimeoutError) as exc:
+            except Exception as exc:  # an exporter is to have the others, and not to read again for each of them
                 if self._left_out.due(name, is_new=True) is not None:
-                    _log.warning("metrics of %s are left out of a scrape: %s", name, exc)
+                    is_known = isinstance(exc, (TaskBridgeError, TimeoutError))
+                    _log.warning("metrics of %s are left out of a scrape: %s", name, exc, exc_info=not is_known)
         return rows
 
 

@@ -108,7 +108,7 @@ class Encoder:
     def parked(self, text: bytes, delay_s: float, message_id: str | None = None) -> EncodedPublication:
         """Return a message as text, for a delay.
 
-        It has its first level's time to live itself: a queue that is new may not know its own yet. See `Topology`.
+        It expires by itself as its first level's queue has it: a new queue may not know that time yet. See `topology`.
         """
         level, key = self.topology.route(delay_s, self.engines[0])
         if level < 0:
