@@ -37,7 +37,7 @@ class Observer:
     """What is told of messages; each method does nothing until it is overridden. Put one in `Bridge.observers`."""
 
     def supervising(self) -> None:
-        """Hear, once, in the main thread, that this process is the one that starts and watches workers; it runs no tasks."""
+        """Hear, once, in the main thread, that this process starts and watches workers, and runs no tasks."""
 
     def sending(self, messages: Sequence[Message]) -> None:
         """Hear that messages are about to be sent together; `sent` follows in this thread. It may add to headers."""

@@ -237,7 +237,7 @@ def test_what_is_too_wide_for_a_terminal_is_a_list_there(terminal: Terminal, bri
             "id          m1",
         ],
         "failures": ["count       13", f"error       {error[:68]}", f"{'':12}{error[68:]}", "last id     m3"],
-        "messages ls": [f"id          {long.id}", f"task        {name[:68]}", f"{'':12}{name[68:]}"],
+        "messages ls": [f"id             {long.id}", f"task           {name[:65]}", f"{'':15}{name[65:]}"],
     }
     for command, rows in expected.items():
         terminal.enter(f"clear; ./taskbridge {command}; echo {command} ended with $?")

@@ -59,7 +59,7 @@ class Gauges:
         return _families(self._read())
 
     def register_with(self, meter_provider: Any) -> None:
-        """Register observable instruments of the same metrics with OpenTelemetry's `MeterProvider`; each export reads once.
+        """Register observable instruments of the same metrics with a `MeterProvider`; each export reads once.
 
         They are told by the process that calls this, and not by those that it forks. `taskbridge worker` calls it by
         itself where the application has given `observe` its provider, so do it elsewhere only: in one web process, say.

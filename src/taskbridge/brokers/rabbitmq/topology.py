@@ -18,7 +18,8 @@ Before RabbitMQ 3.10, quorum queues have no time to live.
 A queue that is new takes messages a moment before it has its settings (rabbit_quorum_queue:start_cluster, up to
 RabbitMQ 4.0): where several processes made a level at once, what one of them sent could enter it without a time to
 live, and stayed there for good, with all that came behind it. So each message that is sent to a level has an expiration
-of its own, too; the server takes that off when it hands the message on (rabbit_dead_letter), and by then the level below has its settings.
+of its own, too; the server takes that off when it hands the message on (rabbit_dead_letter), and by then the level
+below has its settings.
 
 What is due, and the dead letters, are in queues of the type that the setting `queue_type` says, whatever is the default
 of the virtual host.
