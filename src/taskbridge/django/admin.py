@@ -327,7 +327,7 @@ class ShownAdmin(_ModelAdmin):
     def note(self, request: HttpRequest, act: str, id: str) -> None:
         """Tell the hook `operated` who did what; acts have the names that the page and the commands give them."""
         connection = connections[router.db_for_write(self.model)]
-        # A database error of a hook breaks the transaction of a form, in which Django writes more; a savepoint is left.
+        # A hook's database error breaks the transaction of a form, in which Django writes more; a savepoint undoes it.
         undoing = transaction.atomic(connection.alias) if connection.in_atomic_block else nullcontext()
         with suppress(DatabaseError), undoing:
             default_bridge().hooks.operated(request.user.get_username(), act, id)
