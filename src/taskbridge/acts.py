@@ -21,11 +21,13 @@ class Outcome:
     Attributes:
         text: What is said of it, without a capital letter and a full stop.
         is_done: Whether anything was done; else the text says why not.
+        is_whole: Whether nothing was left out.
         found: The status of the message or flow after it, or the id of what was sent.
     """
 
     text: str
     is_done: bool = True
+    is_whole: bool = True
     found: Any = None
 
 
@@ -99,7 +101,8 @@ def replayed(found: Replayed) -> Outcome:
     )
     parts = [f"replayed {letters(found.ids)}"] if found.ids else []
     parts += [f"{letters(ids)} {one if len(ids) == 1 else more}: {some(ids)}" for ids, one, more in left if ids]
-    return Outcome(text="; ".join(parts) or "nothing to replay", is_done=bool(found.ids))
+    is_whole = not (found.missing or found.unreadable or found.held)
+    return Outcome(text="; ".join(parts) or "nothing to replay", is_done=bool(found.ids), is_whole=is_whole)
 
 
 def purged(ids: Sequence[str]) -> Outcome:

@@ -41,7 +41,8 @@ class Event:
         delay_s: Seconds until the next attempt, for `retrying`; until the start, for `before_send` and `after_send`.
         reason: Why, for `dead` and `discarded`.
         result: What the task returned, for `succeeded`.
-        operator: Who did it, for `operated`: a user of the page, an admin or this system; `-` if that is not known.
+        operator: Who did it, for `operated`: a user of the page, of Django's admin, or of this system; `-` if that is
+            not known.
         action: What was done, for `operated`, such as `replay`.
         target: What it was done to, for `operated`: an id, a queue, a schedule, or the filters of dead letters.
         arguments_of: What answers `arguments`.

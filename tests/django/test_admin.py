@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -28,7 +29,7 @@ from django.utils.html import escape
 from taskbridge import Bridge, DeadEntry, Every, default_bridge
 from taskbridge.django.admin import Rows
 from taskbridge.django.models import DeadLetter as DeadLetterModel
-from taskbridge.exceptions import BrokerUnavailable, UnknownSchedule
+from taskbridge.exceptions import BrokerUnavailable, DecodeError, SettingsError, UnknownSchedule
 from taskbridge.hooks import Event
 from taskbridge.message import DeadLetter, Message
 from taskbridge.retry import ErrorInfo
@@ -256,6 +257,37 @@ def test_messages_are_listed_page_by_page(bridge: Bridge) -> None:
             assert number in page(client, f"message/?{query}"), query
 
 
+def test_a_message_is_found_by_its_id_if_the_filters_let_it(inline: Bridge) -> None:
+    report.using(id="chosen").schedule(3600, 1)
+    client = browser("all")
+
+    for filters, number in (
+        ("", "1 message\n"),
+        ("&state=scheduled&queue=default", "1 message\n"),
+        ("&state=odd", "1 message\n"),
+        ("&state=done", "0 messages\n"),
+        ("&queue=bulk", "0 messages\n"),
+    ):
+        assert number in page(client, f"message/?q=chosen{filters}"), filters
+
+
+def test_filters_can_be_cleared(inline: Bridge) -> None:
+    client = browser("all")
+
+    assert "Clear all filters" not in page(client, "message/?q=x")
+    text = page(client, "message/?q=x&state=done&queue=bulk")
+    assert re.search(r'<a href="\?q=x">[^<]* Clear all filters</a>', text)
+
+
+def test_a_schedules_expression_can_be_copied_from_its_page(inline: Bridge) -> None:
+    inline.schedules.put("weekly", report.call(7), cron="0 9 * * 1-5", timezone="Europe/Rome")
+
+    text = page(browser(*VIEWS), "schedule/weekly/change/")
+
+    for label, value in (("When", "0 9 * * 1-5"), ("Zone", "Europe/Rome"), ("State", "enabled")):
+        assert f'<label>{label}:</label><div class="readonly">{value}</div>' in text
+
+
 def test_an_unknown_message_is_said_to_be_unknown(inline: Bridge) -> None:
     client = browser("all")
 
@@ -452,6 +484,11 @@ def test_what_is_not_replayed_is_said(inline: Bridge) -> None:
     assert f"be read and stays: {raw.id}" in text
     assert logged() == []
 
+    act(client, "deadletter", "replay", bury(inline), raw.id)
+    assert '<li class="warning">Replayed 1 dead letter; 1 dead letter can' in page(client, "deadletter/")
+    act(client, "deadletter", "replay", bury(inline, 1))
+    assert '<li class="success">Replayed 1 dead letter.' in page(client, "deadletter/")
+
 
 def test_letters_are_purged_after_a_question(bridge: Bridge) -> None:
     ids = [bury(bridge, number) for number in range(3)]
@@ -532,6 +569,22 @@ def test_who_has_done_what_is_told_to_the_hook_operated(inline: Bridge) -> None:
     acts += [("add_schedule", "report-7"), ("remove_schedule", "report-7")]
     assert [(each.action, each.target) for each in told] == acts
     assert {each.operator for each in told} == {User.objects.get().username}
+
+
+def test_a_hook_that_fails_in_the_database_breaks_no_form(inline: Bridge) -> None:
+    client, told = browser("all"), list[str]()
+
+    def fails(event: Event) -> None:
+        told.append(event.action)
+        User.objects.create_user(event.operator)  # who is there already
+
+    with inline.hooks.added("operated", fails):
+        client.post(f"{ADMIN}/schedule/add/", FILLED)
+        act(client, "schedule", "pause", "report-7")
+        client.post(f"{ADMIN}/schedule/report-7/delete/", {"post": "yes"})
+
+    assert told == ["add_schedule", "pause_schedule", "remove_schedule"]
+    assert [each for each, _ in logged()] == ["report-7"] * 3
 
 
 def test_flows_are_shown_and_cancelled(bridge: Bridge) -> None:
@@ -748,8 +801,78 @@ def test_without_a_store_it_is_said_that_one_is_needed(database: None) -> None:
     with default_bridge().temporarily(url="celery+amqp://127.0.0.1:1", send_timeout=0.5):
         client = browser("all")
 
-        for path in ("schedule/", "message/x/change/"):
+        for path in ("schedule/", "message/", "message/?q=x", "message/x/change/"):
             assert "TASKBRIDGE_STORE" in page(client, path, status=503)
+
+
+def test_what_waits_is_shown_though_the_store_is_away(database: None, url_of: Callable[[str], str]) -> None:
+    given: dict[str, Any] = {"url": url_of("celery+redis"), "namespace": f"admin-{uuid4().hex}"}
+    with default_bridge().temporarily(**given):
+        report.send(1)
+    with default_bridge().temporarily(**given, store="redis://127.0.0.1:1"):
+        text = page(browser("view_queue"), "queue/")
+
+    assert '<td class="field-waiting">1</td>' in text
+    assert "What runs and is paused is not known" in text
+    assert "127.0.0.1:1" in text
+
+
+def test_queues_are_paused_though_the_broker_is_away(database: None, url_of: Callable[[str], str]) -> None:
+    store = url_of("celery+redis").partition("+")[2]
+    given: dict[str, Any] = {"url": "celery+amqp://127.0.0.1:1", "send_timeout": 0.5, "store": store}
+    with default_bridge().temporarily(**given, namespace=f"admin-{uuid4().hex}"):
+        client = browser("all")
+
+        act(client, "queue", "pause", "default")
+        assert [each.queue for each in default_bridge().paused()] == ["default"]
+        act(client, "queue", "resume", "default")
+        assert default_bridge().paused() == ()
+        act(client, "queue", "pause", "default", status=503, select_across="1")  # all, which takes their list
+
+        assert [text for _, text in logged()] == ["Queue default is paused.", "Queue default goes on."]
+
+
+def test_an_act_that_the_broker_ends_is_in_the_log(database: None, caplog: pytest.LogCaptureFixture) -> None:
+    with default_bridge().temporarily(url="celery+redis://127.0.0.1:1", send_timeout=0.5):
+        client = browser("all")
+        name = User.objects.get().username
+
+        page(client, "deadletter/", status=503)
+        assert "tried" not in caplog.text
+        act(client, "deadletter", "replay", "x", "y", status=503)
+        assert f"{name} tried {ADMIN}/deadletter/ replay x, y: " in caplog.text
+        client.post(f"{ADMIN}/schedule/add/", FILLED)
+        assert f"{name} tried {ADMIN}/schedule/add/: " in caplog.text
+
+
+@pytest.mark.parametrize("error", [SettingsError("store", "it is wrong"), DecodeError("it can't be read")])
+def test_an_error_is_not_shown_as_an_empty_list(
+    inline: Bridge, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(type(inline.operations), "flows", fail)
+
+    assert escape(error) in page(browser("all"), "flow/?after=1.0+x", status=409)
+
+
+def test_of_several_rows_those_that_are_there_are_acted_on(inline: Bridge) -> None:
+    handle = report.schedule(3600, 1)
+    inline.schedules.put("put", report.call(7), every=60)
+    client = browser("all")
+
+    act(client, "message", "cancel", "gone", handle.id)
+    act(client, "schedule", "pause", "gone", "put")
+    act(client, "queue", "pause", "gone", "default")
+
+    assert handle.status().state == "cancelled"
+    assert [each.name for each in inline.schedules.list() if each.paused] == ["put"]
+    assert [each.queue for each in inline.paused()] == ["default"]
+    assert [each for each, _ in logged()] == [handle.id, "put", "default"]
+    text = page(client, "message/")
+    for said in ("Nothing is known of a message", "There is no schedule", "Queue &#x27;gone&#x27; is not known"):
+        assert f'<li class="warning">{said}' in text
 
 
 def test_what_is_gone_meanwhile_is_said_to_be_gone(inline: Bridge) -> None:

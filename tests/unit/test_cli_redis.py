@@ -249,6 +249,35 @@ def test_dead_letters_are_replayed(run: Run, buried: tuple[Bridge, dict[str, str
     assert (bridge.counts().dead, bridge.counts().delayed) == (1, 3)
 
 
+HASTY = """
+from taskbridge import default_bridge
+
+dead = default_bridge().dead
+
+@dead.redact
+def purge(entry):
+    dead.purge([entry.id])
+    return entry
+"""  # an application with which a letter is gone as soon as it was listed
+
+
+@pytest.mark.parametrize("with_json", [False, True])
+def test_a_letter_that_is_gone_meanwhile_is_named(
+    run: Run, tmp_path: Path, buried: tuple[Bridge, dict[str, str]], with_json: bool
+) -> None:
+    (tmp_path / "hasty.py").write_text(HASTY)
+
+    done = run("dead", "replay", "0", *(["--json"] if with_json else []), "--app", "hasty", **buried[1])
+
+    said = "1 dead letter is not there any more: 0abc\n"
+    assert done.returncode == 2
+    if not with_json:
+        assert (done.stdout, done.stderr) == (said, "")
+    else:
+        assert json.loads(done.stdout) == {"replayed": [], "missing": ["0abc"], "unreadable": [], "held": []}
+        assert done.stderr == f"taskbridge: {said}"
+
+
 def test_dead_letters_are_purged_if_that_is_meant(run: Run, buried: tuple[Bridge, dict[str, str]]) -> None:
     bridge, settings = buried
     asked = run("dead", "purge", "--all", **settings)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from taskbridge import Bridge, DeadEntry, acts
 from taskbridge.acts import letters, some
 from taskbridge.cli import command as cli
-from taskbridge.cli.output import details, error_text, local_time, progress, table
+from taskbridge.cli.output import details, error_text, local_time, progress, say, table
 from taskbridge.dead import filters_text
 
 _DESCRIPTION = """\
@@ -116,6 +116,8 @@ def _replay(bridge: Bridge, arguments: Namespace) -> cli.Output:
         replayed = bridge.dead.replay([entry.id for entry in entries], per_second=arguments.per_second)
     text = acts.replayed(replayed).text
     data = asdict(replayed)
+    if replayed.missing and arguments.json:  # else the text says so
+        say(text)
     return cli.Output(
         text=text if any(data.values()) else f"{text}: {_none(arguments)}",
         data={"replayed": data.pop("ids"), **data},

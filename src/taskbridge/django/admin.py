@@ -8,7 +8,7 @@ questions and log entries are Django's. A forbidden act is answered with 403.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from copy import copy
 from datetime import timedelta
 from fnmatch import fnmatchcase
@@ -18,15 +18,17 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, get_args
 
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
+from django.db import DatabaseError, connections, router, transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import URLPattern
 
 from taskbridge import acts
-from taskbridge.acts import Outcome
+from taskbridge.acts import Outcome, some
 from taskbridge.bridge import Bridge, default_bridge
 from taskbridge.dead import DeadEntry
 from taskbridge.django.forms import ScheduleForm
@@ -37,13 +39,22 @@ from taskbridge.exceptions import (
     NoSuchRecord,
     NotInstalledError,
     TaskBridgeError,
+    UnknownQueue,
+    UnknownSchedule,
     UnsupportedError,
 )
 from taskbridge.flows.states import FlowStatus
+from taskbridge.logs import logger
 from taskbridge.operations import QueueNow
 from taskbridge.schedules.listing import ScheduleEntry
 from taskbridge.schedules.plan import Cron
 from taskbridge.stores.states import State, Status
+
+_AWAY: Final = (BrokerUnavailable, UnsupportedError, NotInstalledError)
+"""What is raised where broker or store don't answer, or are not there."""
+_GONE: Final = (NoSuchRecord, UnknownQueue, UnknownSchedule)
+
+_log = logger("taskbridge.django")
 
 M = TypeVar("M", bound=Shown)
 Found: TypeAlias = Iterable[tuple[str, object]]
@@ -91,13 +102,17 @@ class Page(ChangeList):
         """Return the rows, read once for each request."""
         if not hasattr(self, "rows"):
             shown_admin: Any = self.model_admin  # a `ShownAdmin`
-            self.filter_specs, self.has_filters, *_ = self.get_filters(request)
+            self.filter_specs, self.has_filters, _, _, self.has_active_filters = self.get_filters(request)
             self.is_later = "after" in self.params
             for each in (self.params, self.filter_params):
                 each.pop("after", None)  # what is chosen or looked for has a first page of its own
+            self.clear_all_filters_qs = self.get_query_string(remove=[*self.get_filters_params()])
             found: Found = ()
-            with suppress(ValueError):  # `after` is no page's
+            try:
                 found = shown_admin.read(request, self)
+            except ValueError as exc:
+                if isinstance(exc, TaskBridgeError) or not self.is_later:
+                    raise  # else `after` is no page's
             self.rows = Rows.of(self.model, starmap(shown_admin.shown, found))
         return self.rows
 
@@ -110,6 +125,10 @@ class Page(ChangeList):
         self.paginator = self.model_admin.get_paginator(request, self.rows, max(1, len(self.rows)))
         self.first_page = self.get_query_string()
         self.next_page = self.get_query_string({"after": self.after})
+
+
+def _problem(exc: TaskBridgeError) -> str:
+    return exc.problem if isinstance(exc, BrokerUnavailable) else str(exc)  # without what became of a message
 
 
 def _words(name: str) -> str:
@@ -163,7 +182,12 @@ def action(label: str, permission: str, act: Callable[[Bridge, str], Outcome]) -
     @admin.action(description=label, permissions=[permission])
     def do(self: ShownAdmin, request: HttpRequest, rows: Rows[Any]) -> None:
         for each in rows:
-            outcome = act(default_bridge(), each.pk)
+            try:
+                outcome = act(default_bridge(), each.pk)
+            except _GONE as exc:
+                if len(rows) == 1:
+                    raise
+                outcome = Outcome(text=str(exc), is_done=False)  # the other rows may be there
             self.tell(request, act.__name__, outcome, [each] if outcome.is_done else [])
 
     do.__name__ = label.lower().replace(" ", "_")
@@ -215,9 +239,13 @@ class ShownAdmin(_ModelAdmin):
             try:
                 return view(request, *args, **kwargs)
             except TaskBridgeError as exc:
-                is_away = isinstance(exc, BrokerUnavailable | UnsupportedError | NotInstalledError)
+                if request.method == "POST":  # a part may be done
+                    ids = some(request.POST.getlist(ACTION_CHECKBOX_NAME))
+                    act = " ".join(filter(None, (request.path, request.POST.get("action"), ids)))
+                    _log.warning("%s tried %s: %s", request.user.get_username(), act, exc)
+                is_away = isinstance(exc, _AWAY)
                 title = "Not available" if is_away else "Not done"
-                about = {"title": title, "opts": self.opts, "problem": getattr(exc, "problem", exc)}
+                about = {"title": title, "opts": self.opts, "problem": _problem(exc)}
                 context = {**self.admin_site.each_context(request), **about}
                 status = HTTPStatus.SERVICE_UNAVAILABLE if is_away else HTTPStatus.CONFLICT
                 return TemplateResponse(request, "admin/taskbridge/problem.html", context, status=status)
@@ -290,14 +318,19 @@ class ShownAdmin(_ModelAdmin):
     def tell(self, request: HttpRequest, act: str, outcome: Outcome, objects: Iterable[Shown]) -> None:
         """Say what came of an act, and log it for the objects to which it was done."""
         text = f"{outcome.text[:1].upper()}{outcome.text[1:]}."
-        self.message_user(request, text, messages.SUCCESS if outcome.is_done else messages.WARNING)
+        is_good = outcome.is_done and outcome.is_whole
+        self.message_user(request, text, messages.SUCCESS if is_good else messages.WARNING)
         for each in objects:
             self.log_change(request, each, text)
             self.note(request, act, each.pk)
 
     def note(self, request: HttpRequest, act: str, id: str) -> None:
-        """Tell the hook `operated` who has done something; the acts have the names that the page gives them."""
-        default_bridge().hooks.operated(request.user.get_username(), act, id)
+        """Tell the hook `operated` who did what; acts have the names that the page and the commands give them."""
+        connection = connections[router.db_for_write(self.model)]
+        # A hook's database error breaks the transaction of a form, in which Django writes more; a savepoint undoes it.
+        undoing = transaction.atomic(connection.alias) if connection.in_atomic_block else nullcontext()
+        with suppress(DatabaseError), undoing:
+            default_bridge().hooks.operated(request.user.get_username(), act, id)
 
 
 @admin.register(Queue)
@@ -315,9 +348,17 @@ class QueueAdmin(ShownAdmin):
     pause, resume = action("Pause", "pause", acts.pause), action("Resume", "pause", acts.resume)
 
     def read(self, request: HttpRequest, page: Page) -> Found:
-        counts = default_bridge().counts()
+        if ACTION_CHECKBOX_NAME in request.POST and request.POST.get("select_across") != "1":
+            return ()  # acts on what is chosen need the store alone
+        bridge = default_bridge()
+        counts = bridge.counts()
         page.remark = f"In all queues, {counts.delayed} delayed and {counts.dead} dead."
-        return ((each.name, each) for each in default_bridge().operations.queues(counts))
+        try:
+            found = bridge.operations.queues(counts)
+        except _AWAY as exc:  # of the store, for the broker has just answered
+            page.remark += f" What runs and is paused is not known: {_problem(exc)}"
+            found = tuple(QueueNow(name=name, engine="", waiting=count) for name, count in counts.waiting.items())
+        return ((each.name, each) for each in found)
 
 
 @admin.register(DeadLetter)
@@ -380,22 +421,23 @@ class MessageAdmin(ShownAdmin):
 
     def read(self, request: HttpRequest, page: Page) -> Found:
         asked, bridge = page.query.strip(), default_bridge()
-        state, queue = request.GET.get("state"), request.GET.get("queue")
+        queue, state = request.GET.get("queue"), request.GET.get("state")
+        state = state if state in get_args(State) else None
         if state == "running":
             runs = [each for each in bridge.operations.running() if queue in (None, each.queue)]
             return ((each.id, each) for each in runs if each.id == asked or fnmatchcase(each.task, _task(asked)))
         if asked:
             with suppress(NoSuchRecord):
-                return [(asked, self.find(asked))]
-        if not bridge.settings.listing:
+                found = self.find(asked)
+                return [(asked, found)] if state in (None, found.state) and queue in (None, found.queue) else ()
+        if not bridge.settings.listing and bridge.store is not None:
             page.remark = "Without the setting listing, only those that run are listed, and one by its whole id."
             page.remark = "No message of this id is known." if asked else page.remark
             return ()
-        known = state if state in get_args(State) else None
-        filters: dict[str, Any] = {"task": _task(asked), "state": known, "queue": queue}
-        found = bridge.operations.messages(**filters, cursor=request.GET.get("after", ""), most=self.list_per_page)
-        page.after = found.cursor or None
-        return ((each.id, each) for each in found.items)
+        filters: dict[str, Any] = {"task": _task(asked), "state": state, "queue": queue}
+        listed = bridge.operations.messages(**filters, cursor=request.GET.get("after", ""), most=self.list_per_page)
+        page.after = listed.cursor or None
+        return ((each.id, each) for each in listed.items)
 
     def find(self, id: str) -> Status:
         return default_bridge().handle(id).status()
@@ -446,7 +488,11 @@ class ScheduleAdmin(ShownAdmin):
         *map(column, ("missed", "source")),
     )
     list_display = ("name", *_columns)
-    details = (*_columns, column("last_message", "last_id"))
+    details = (
+        *(column("task"), column("when", lambda entry: entry.timing.spec)),  # which may be copied
+        column("zone", lambda entry: getattr(entry.timing, "timezone", None)),
+        *(*_columns[2:], column("last_message", "last_id")),
+    )
     actions = ("pause", "resume", "run_now")
     removal = "remove_schedule"
     pause = action("Pause", "change", acts.pause_schedule)

@@ -32,7 +32,8 @@ _NEEDED: Final = {
     "cancel_flow": ("cancel_flow",),
     "retry_flow": ("retry_flow",),
 }
-"""The permissions that a page or an act needs; other pages need `view_queue`, and other acts a superuser."""
+"""The permissions that a page or an act needs; other pages need `view_queue`, and an act that is not named here needs
+a superuser."""
 
 
 def page_urls() -> list[URLPattern]:
