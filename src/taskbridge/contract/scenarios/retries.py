@@ -127,7 +127,7 @@ def delays_grow(h: Harness) -> None:
     h.equal("delays without jitter", _waits(h, sent[1].id), [0.3, 0.3 * 1.5, 0.3 * 1.5**2])
     h.equal("delays of a list", _waits(h, sent[2].id), [0.1, 0.6, 0.6])
     h.check(max(_waits(h, sent[3].id)) <= 0.5, f"no delay may be over max_delay, but see {_waits(h, sent[3].id)}")
-    shares = {round(wait_s / (0.2 * 2**n), 6) for item in sent[4:] for n, wait_s in enumerate(_waits(h, item.id))}
+    shares = {round(wait_s / (0.2 * 2**n), 12) for item in sent[4:] for n, wait_s in enumerate(_waits(h, item.id))}
     h.check(len(shares) == 12, f"jitter should differ by message and attempt, but see {sorted(shares)}")
 
 
