@@ -183,7 +183,6 @@ def a_kill_beside_the_count_holds_up_no_flow(h: Harness) -> None:
     h.start_worker(queues=("contract",), threads=4)
     kinds = [*product(deaths.COUNTING, ("step", "members")), *product(deaths.BECOMING, ("become",))]
     cases = dict(zip(QUEUES[1:], kinds, strict=True))
-    dying = start_dying(h, {queue: place for queue, (place, _) in cases.items()})
     flows: list[tuple[str, str, Followed]] = []
     for queue, (place, kind) in cases.items():
         name = f"{place} {kind}"
@@ -194,7 +193,8 @@ def a_kill_beside_the_count_holds_up_no_flow(h: Harness) -> None:
             inner = chain(f"{name} in", single(f"{name} in a")) if kind == "become" else None
             first = Stage(parts=(there(mark=f"{name} a0", becomes=inner),))
         flows.append((place, name, Followed(h, chain(name, first, single(f"{name} b")))))
-    end_dying(h, dying)
+    # Not before all is sent: who sends a group goes on with its flow, too, if all its members were counted meanwhile.
+    end_dying(h, start_dying(h, {queue: place for queue, (place, _) in cases.items()}))
     h.start_worker(queues=tuple(cases), threads=4, answers=False)
     for place, name, followed in flows:
         marks = [part.mark for part in followed.plan.parts()]
