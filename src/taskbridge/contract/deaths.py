@@ -97,7 +97,7 @@ _PLACES: Final[Mapping[str, Place]] = {
     "unrecorded": Place(at="taskbridge.engines.settle:_record", when="before"),
     "recorded": Place(at="taskbridge.engines.settle:_record", when="after"),
     "uncounted": Place(at="taskbridge.stores.records:Records._is_done", when="before", matters=_ends_a_step),
-    "counted": Place(at="taskbridge.stores.records:Records._is_done", when="after", matters=_ends_a_step),
+    "counted": Place(at="taskbridge.stores.records:Records._is_done", when="after", matters=_ends_a_step, returns=bool),
     BY_ITSELF: Place(at="taskbridge.stores.steps:count", when="after", matters=_is_done_in_a_chain, returns=bool),
     "not begun": Place(at="taskbridge.flows.running:Flows.become", when="before"),
     "begun": Place(at="taskbridge.flows.running:Flows.become", when="after"),
