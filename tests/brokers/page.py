@@ -20,7 +20,7 @@ _BEGIN: Final = "<!-- matrix: written by ./scripts/brokers --write -->"
 _END: Final = "<!-- end of the matrix -->"
 
 Rows = dict[str, dict[str, Any]]
-"""By a run's name: its title, its date, and its outcomes."""
+"""By a run's name: its title, and its outcomes, each with its date."""
 
 
 def kept(file: Path = KEPT) -> Rows:
@@ -32,11 +32,12 @@ def kept(file: Path = KEPT) -> Rows:
 def enter(rows: Rows, run: Run, outcome: Outcome, versions: Mapping[Origin, str]) -> None:
     """Put what came of a run into the rows, in the place of what the same release of the engine came to before."""
     title, date = run.title(versions), str(datetime.now(timezone.utc).date())
-    row = rows.setdefault(run.name, {"title": title, "date": date, "outcomes": []})
+    row = rows.setdefault(run.name, {"title": title, "outcomes": []})
     if row["title"] != title:  # of another version of the server
         row["outcomes"] = []
     others = [each for each in row["outcomes"] if each["engine"] != outcome.engine]
-    row.update(title=title, date=date, outcomes=sorted([*others, asdict(outcome)], key=lambda each: each["engine"]))
+    found = [*others, {**asdict(outcome), "date": date}]
+    row.update(title=title, outcomes=sorted(found, key=lambda each: each["engine"]))
 
 
 def write(rows: Rows, page: Path = PAGE, file: Path = KEPT) -> None:
@@ -56,7 +57,7 @@ def rendered(rows: Rows) -> str:
         row = rows[name]
         for outcome in row["outcomes"]:
             engine, failed = outcome["engine"].capitalize(), outcome["failed"]
-            lines.append(f"| {row['title']} | {engine} | {_count(outcome)} | {row['date']} |")
+            lines.append(f"| {row['title']} | {engine} | {_count(outcome)} | {outcome['date']} |")
             failures += [f"- {row['title']}, {engine}: `{test}`: {_plain(why)}" for test, why in failed.items()]
     missing = [f"`{name}`" for name in RUNS if name not in rows]
     if failures:
