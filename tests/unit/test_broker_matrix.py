@@ -55,7 +55,7 @@ def test_the_page_shows_what_was_run_and_what_was_not() -> None:
 
     text = page.rendered(rows)
 
-    date, later = (rows[name]["outcomes"][0]["date"] for name in ("redis", "valkey-sid"))  # midnight may come in between
+    date, later = (rows[name]["outcomes"][0]["date"] for name in ("redis", "valkey-sid"))  # midnight may come between
     assert f"| Redis 7.0.15 | Celery 5.7.0 | all 144 | {date} |" in text
     assert f"| Valkey 9.1.0 | Dramatiq 2.2.1 | 143 of 144 | {later} |" in text
     assert "- Valkey 9.1.0, Dramatiq 2.2.1: `delays_are_kept`: early \\| 3 s" in text
