@@ -35,7 +35,7 @@ from _pytest.runner import runtestprotocol
 from taskbridge.contract.stopwatch import Stopwatch
 from taskbridge.contract.stores.place import Place
 from taskbridge.stores.backend import BackendWithTables
-from tests import deployments, programs
+from tests import deployments, programs, servers
 from tests.clusters import PrivateCluster
 from tests.private_postgresql import PrivatePostgreSQL
 from tests.servers import (
@@ -105,13 +105,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a job in the background; what it starts would, too
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    servers.favour()
     if config.getoption("--plain"):
         os.environ["TASKBRIDGE_FAST"] = "0"
     given: list[str] = config.getoption("--setting")  # pyright: ignore[reportAssignmentType] - it has a default
     for key, _, value in (each.partition("=") for each in given):
         os.environ[f"TASKBRIDGE_{key.upper()}"] = value
-    if (servers := config.getoption("--servers")) is not None:
-        os.environ[programs.VARIABLE] = servers
+    if (asked_servers := config.getoption("--servers")) is not None:
+        os.environ[programs.VARIABLE] = asked_servers
     try:
         programs.chosen(os.environ.get(programs.VARIABLE, ""))
     except ValueError as exc:

@@ -89,6 +89,10 @@ class ProcessWorker:
         """Send SIGCONT to every process of the groups."""
         self._signal_groups(signal.SIGCONT)
 
+    def waited_s(self) -> float:
+        """Return how long the threads of the groups have waited for a core, in all, in seconds; 0 if nobody says."""
+        return _waited_s({process.pid for process in self._processes})
+
     def _signal_groups(self, number: int) -> None:
         for process in self._processes:
             with contextlib.suppress(ProcessLookupError):
@@ -179,6 +183,16 @@ def _is_one_going_on(groups: Collection[int]) -> bool:
     return any(state not in _STILL for group, state in threads if int(group) in groups)
 
 
+def _waited_s(groups: Collection[int]) -> float:
+    """Return how long threads were ready to run and did not (Linux: Documentation/scheduler/sched-stats.rst)."""
+    waited_ns = 0
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(place.name)) in groups:
+                waited_ns += sum(int(each.read_text().split()[1]) for each in place.glob("task/*/schedstat"))
+    return waited_ns / 1e9
+
+
 def _parent(pid: int) -> int:
     """Return a process's parent; 0 if it is gone."""
     command = ["ps", "-o", "ppid=", "-p", str(pid)]
@@ -223,6 +237,10 @@ class EmbeddedWorker:
         """Leave the block, and wait for the end of the grace."""
         self._stop.set()
         self._thread.join()
+
+    def waited_s(self) -> float:
+        """Return 0: who asks waits with its threads."""
+        return 0.0
 
     def pause(self) -> None:
         """Refuse: this process would stand still too."""

@@ -75,10 +75,11 @@ def _stops(h: Harness, *, processes: int, threads: int) -> None:
     worker = h.start_worker(processes=processes, threads=threads)
     finishing, stuck = h.begin(Plan(steps=(hold("finishing"),)), Plan(steps=(hold("stuck"),)))
     waiting = [h.send(Plan(steps=(RETURN,))) for _ in range(6)]
+    waited_s = worker.waited_s()
     with Stopwatch() as watch:
         told_at = _tell(h, worker)
         h.pause(_REACTION_S + h.slack_s + 0.3)
-    stalled_s = max(0.0, h.bridge.now() - told_at - watch.took_s)
+    stalled_s = max(0.0, h.bridge.now() - told_at - watch.took_s) + worker.waited_s() - waited_s
     h.tasks.open("finishing")
     _ends_in_its_grace(h, worker, told_at)
     h.equal("what became of a task that ended in the grace", h.final(finishing.id)[0].kind, "succeeded")
