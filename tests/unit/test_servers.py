@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
@@ -44,6 +45,17 @@ def processes_in(folder: Path) -> list[str]:
         except OSError:
             continue  # it has ended, or is a zombie
     return found
+
+
+def may_raise_priorities() -> bool:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        try:
+            os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, process.pid) - 1)
+        except PermissionError:
+            return False
+        finally:
+            process.kill()
+    return True
 
 
 def refuses_connections(server: PrivateServer) -> bool:
@@ -286,3 +298,26 @@ class TestAMissingProgram:
 
         with pytest.raises(ServerNotInstalled, match="is not installed: apt-get install"):
             server().start()
+
+
+def test_a_favoured_server_writes_to_memory_and_goes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(servers, "_MEMORY", tmp_path)
+    monkeypatch.setattr(servers, "_MEMORY_FREE", 0)
+    with PrivateRedis() as server:
+        assert server.pid is not None
+        assert server.folder.parent == tmp_path.resolve()
+        can_ask_for_it = may_raise_priorities()
+        assert (os.getpriority(os.PRIO_PROCESS, server.pid) < os.getpriority(os.PRIO_PROCESS, 0)) == can_ask_for_it
+        autogroup = Path(f"/proc/{server.pid}/autogroup")
+        if can_ask_for_it and autogroup.exists():
+            assert int(autogroup.read_text().split()[-1]) < 0
+
+
+@pytest.mark.parametrize("why", ["no room", "not asked for"])
+def test_a_servers_data_is_on_the_disk(why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(servers, "_MEMORY", tmp_path)
+    monkeypatch.setattr(servers, "_MEMORY_FREE", 1 << 60 if why == "no room" else 0)
+    if why == "not asked for":
+        monkeypatch.delenv(servers._FAVOURED)
+    with PrivateRedis() as server:
+        assert server.folder.parent == Path(tempfile.gettempdir()).resolve()
