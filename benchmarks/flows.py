@@ -39,6 +39,7 @@ _FEWER: Final = 5  # what is sent one by one has a fifth of the tasks
 _ONE_BY_ONE: Final = ("single", "chains")
 _BASES: Final = {"group": "many", "chains": "single"}
 _TIMEOUT_S: Final = 280.0
+_OWN_KEYS: Final = "*:flow:*"  # those of flows alone, beside messages, records and marks
 _SETTLE_S: Final = 2.0
 _SAMPLE_S: Final = 0.2
 
@@ -91,6 +92,7 @@ def _measured(place: Place, contender: Contender, way: str, count: int) -> Figur
     sent = place.run(contender, "redis", "flowing", *words)
     after = place.read("redis")
     empty, waiting, sending_s = before.held, after.held - before.held, after.cpu_s - before.cpu_s
+    own = place.held_by(_OWN_KEYS)
     first, last = _WARM + count // 10, _WARM + count
     with place.worker(contender, "redis", marked=(first, last)) as worker:
         memory = _Memory(worker)
@@ -103,6 +105,7 @@ def _measured(place: Place, contender: Contender, way: str, count: int) -> Figur
         time.sleep(_SETTLE_S)  # what is written without being waited for is written then
         grown = memory.end()
         ended = place.read("redis").held - empty
+    own_ended = place.held_by(_OWN_KEYS)
     took_s, cpu_s, server_s = (float(after) - float(before) for before, after in zip(start, end, strict=True))
     part = last - first
     return {
@@ -112,6 +115,8 @@ def _measured(place: Place, contender: Contender, way: str, count: int) -> Figur
         "sender MB": sent["MB"],
         "bytes waiting": waiting / count,
         "bytes ended": ended / count,
+        "own bytes waiting": own / count,
+        "own bytes ended": own_ended / count,
         "run us": took_s / part * 1e6,
         "cpu us": cpu_s / part * 1e6,
         "server us": server_s / part * 1e6,
@@ -183,6 +188,8 @@ _LINES: Final = (
     ("what the sender's memory grows by, MB", "sender MB"),
     ("Redis: bytes each while they wait", "bytes waiting"),
     ("Redis: bytes each when they have ended", "bytes ended"),
+    ("of these beyond message and record, waiting", "own bytes waiting"),
+    ("of these beyond the record, ended", "own bytes ended"),
     ("run, µs", "run us"),
     ("the worker's own CPU, µs", "cpu us"),
     ("Redis' CPU as they run, µs", "server us"),

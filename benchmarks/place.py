@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from benchmarks.contenders import Contender
 from benchmarks.processes import WorkerProcess, held, run, worker
-from benchmarks.readings import Reading, read
+from benchmarks.readings import Reading, held_by, read
 from taskbridge import Bridge
 from taskbridge.stores.backend import BackendWithTables
 from tests.private_postgresql import PrivatePostgreSQL
@@ -85,6 +85,12 @@ class Place:
     def read(self, broker: str, *, closely: bool = False) -> Reading:
         """Ask a server what it has done and holds; of RabbitMQ, what it holds only if closely, for that takes 4 s."""
         return read(self._server(broker), closely=closely)
+
+    def held_by(self, pattern: str) -> int:
+        """Return the bytes that Redis has allocated for the keys that match a pattern."""
+        server = self._server("redis")
+        assert isinstance(server, PrivateRedis)
+        return held_by(server, pattern)
 
     def bridge(self, contender: Contender, broker: str) -> Bridge:
         """Return a bridge of this process to what a contender of ours sends, to be closed."""

@@ -63,6 +63,22 @@ def read(server: PrivateServer, *, closely: bool = False) -> Reading:
     )
 
 
+_HELD: Final = """
+local held, cursor = 0, '0'
+repeat
+    local page = redis.call('SCAN', cursor, 'MATCH', ARGV[1], 'COUNT', 1000)
+    cursor = page[1]
+    for _, key in ipairs(page[2]) do held = held + redis.call('MEMORY', 'USAGE', key, 'SAMPLES', 0) end
+until cursor == '0'
+return tostring(held)
+"""
+
+
+def held_by(server: PrivateRedis, pattern: str) -> int:
+    """Return the bytes that Redis has allocated for the keys that match a pattern."""
+    return int(server.command("EVAL", _HELD, "0", pattern))
+
+
 def _cpu_s(pid: int | None) -> float:
     """Return the CPU time of a process's threads that live; its own account of it goes by steps of 10 ms."""
     threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
