@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,3 +96,23 @@ class TestTheScript:
 
     def test_it_tells_how_it_is_used(self) -> None:
         assert "./scripts/servers --again sid" in self.run("--help").stdout
+
+    def test_a_mirror_that_does_not_answer_is_said_at_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        apt = tmp_path / "bin" / "apt-get"  # to which that is a warning only, unless it is told otherwise
+        apt.parent.mkdir()
+        apt.write_text(
+            '#!/bin/sh\ncase "$*" in *Error-Mode=any*) exit 100 ;; *) echo "W: Failed to fetch" >&2 ;; esac\n'
+        )
+        apt.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{apt.parent}{os.pathsep}{os.environ['PATH']}")
+        monkeypatch.setenv("DEBIAN_MIRROR", "http://127.0.0.1:1")
+        monkeypatch.setenv(programs.FOLDER_VARIABLE, str(tmp_path))
+        done = self.run("next")
+        assert done.returncode == 2, done.stderr
+        # Else this machine can't unpack anything, and that is said before.
+        said = (
+            r"the list of packages of next could not be fetched|keys of Debian's archive are missing|may not make names"
+        )
+        assert re.search(rf"error: .*({said})", done.stderr), done.stderr

@@ -48,6 +48,12 @@ class Server:
         return sum(words[0] == name for words in self.heard)
 
 
+def master_state(name: str, *, flags: str, port: int = 6379) -> bytes:
+    """Return what a Sentinel answers to SENTINEL MASTERS, if it watches one master."""
+    words = ["name", name, "ip", "127.0.0.1", "port", str(port), "flags", flags, "num-other-sentinels", "0"]
+    return f"*1\r\n*{len(words)}\r\n".encode() + b"".join(f"${len(word)}\r\n{word}\r\n".encode() for word in words)
+
+
 MASTER = b"$11\r\nrole:master\r\n"
 REPLICA = b"$10\r\nrole:slave\r\n"
 
@@ -165,6 +171,20 @@ class TestUrls:
     def test_a_file_that_can_not_be_read_is_named_with_its_option(self, url: str, named: str) -> None:
         with pytest.raises(SettingsError, match=f"TLS can't be read, of {named}: .*No such file"):
             Place(url, "")
+
+    def test_each_sentinel_that_does_not_answer_is_named_with_why_and_nothing_else(self) -> None:
+        refused, other = free_port(), free_port()
+        client = Client(f"redis+sentinel://127.0.0.1:{refused},127.0.0.1:{other}/shop/0?sentinel_password=secret")
+        with pytest.raises(BrokerUnavailable) as caught:
+            client.execute([("PING",)], timeout_s=5)
+        why = [f"127.0.0.1:{port}: Connection refused" for port in (refused, other)]
+        assert caught.value.problem.endswith(f"the Sentinels name no master 'shop' that is up: {', '.join(why)}")
+
+    def test_a_sentinel_that_knows_the_master_and_takes_it_for_down_says_so(self) -> None:
+        with serving(SENTINEL=master_state("shop", flags="master,o_down")) as sentinel:
+            client = Client(f"redis+sentinel://127.0.0.1:{sentinel.port}/shop/0?sentinel_protocol=2")
+            with pytest.raises(BrokerUnavailable, match=rf"'shop' that is up: 127.0.0.1:{sentinel.port}: it is down"):
+                client.execute([("PING",)], timeout_s=5)
 
     @pytest.mark.parametrize("option", ["sentinel_pasword=x", "sentinel_db=x", "pasword=x"])
     def test_a_wrong_option_is_refused(self, option: str) -> None:

@@ -21,7 +21,6 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import redis
 from redis import connection as _connection
 from redis import exceptions as errors
-from redis import sentinel as _sentinel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -57,7 +56,6 @@ _FILES: Final = frozenset(  # the options that name files of TLS
 
 _MOST_HOPS: Final = 5  # how often a cluster's nodes may send on who looks for a slot
 _redis_py: Final[Any] = _connection  # which has few types
-_sentinels: Final[Any] = _sentinel
 
 
 class Place:
@@ -127,18 +125,26 @@ class Place:
 
     def _named(self, timeout_s: float) -> Address:
         """Return where the Sentinels say that the master is."""
-        each_s = timeout_s / len(self._hosts)
+        each_s, why = timeout_s / len(self._hosts), list[str]()
         limits = {"socket_timeout": each_s, "socket_connect_timeout": each_s, "retry": Retry(NoBackoff(), 0)}
-        sentinels = _sentinels.Sentinel(self._hosts, sentinel_kwargs={**self._of_sentinels, **limits})
-        try:
-            found: Address = sentinels.discover_master(self._master)
-        except _sentinel.MasterNotFoundError as exc:
-            why = str(exc).partition(" : ")[2] or "they answer; is that the name in their `sentinel monitor`?"
-            raise errors.ConnectionError(f"the Sentinels name no master {self._master!r} that is up: {why}") from None
-        finally:
-            for each in sentinels.sentinels:
-                each.close()
-        return found
+        options: dict[str, Any] = {**self._of_sentinels, **limits}
+        # Not by redis-py's Sentinel, whose error shows its clients with all of their options.
+        for host, port in self._hosts:
+            sentinel: Any = redis.Redis(host=host, port=port, **options)
+            try:
+                known = sentinel.sentinel_masters().get(self._master)
+            except (errors.ConnectionError, errors.TimeoutError) as exc:
+                cause = exc.__context__
+                why.append(f"{host}:{port}: {(isinstance(cause, OSError) and cause.strerror) or exc}")
+                continue
+            finally:
+                sentinel.close()
+            if known and known["is_master"] and not known["is_sdown"] and not known["is_odown"]:
+                return known["ip"], known["port"]
+            if known:
+                why.append(f"{host}:{port}: it is down")
+        said = ", ".join(why) or "they answer; is that the name in their `sentinel monitor`?"
+        raise errors.ConnectionError(f"the Sentinels name no master {self._master!r} that is up: {said}")
 
     def _vetted(self, open_at: Open, address: Address, timeout_s: float) -> Any:
         """Return a connection to the server that is at an address, or to which that one sends on."""
