@@ -125,6 +125,13 @@ DIFFERENCES: Final[Sequence[Difference]] = (
         tests=("test_RedisPriority::test_publish_requeue_consume*",),
         reason="A message that is requeued is the next one of its priority, not the last.",
     ),
+    Difference(
+        suites="celery-rabbitmq",
+        tests=("test_tasks::test_expired",),
+        reason="Celery also hands a task's `expires` to RabbitMQ, which drops what expires in its queue, and nobody "
+        "is told. Celery's worker has fetched such a message ahead; here it takes only what it has slots for "
+        "(rule A6).",
+    ),
 )
 
 
