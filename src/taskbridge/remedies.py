@@ -56,16 +56,17 @@ app broker backend: the engine itself is bridge.native
 
 COMMANDS: Final[Mapping[str, str]] = _table("""
 beat: workers send by schedules themselves; `taskbridge scheduler` does only that
-inspect: see `taskbridge health`, `taskbridge queues` and `taskbridge status ID`
-control revoke: see `taskbridge cancel ID` and `taskbridge schedules pause NAME`
+inspect: see `taskbridge running`, `taskbridge queues`, `taskbridge health` and `taskbridge status ID`
+control revoke: see `taskbridge cancel ID`, `taskbridge pause QUEUE` and `taskbridge schedules pause NAME`
 purge: see `taskbridge dead purge`; what waits in a queue is not deleted by a command
 retry requeue: see `taskbridge dead replay ID`
-pause resume: see `taskbridge schedules pause NAME`; a queue is paused by stopping its workers
 result: see `taskbridge status ID`
 multi start run: see `taskbridge worker MODULE --processes N`
 call send: tasks are sent from Python, by task.send(...)
 tasks: see `taskbridge check MODULE`, which lists them
-list flower events top monitor: see `taskbridge queues`, `taskbridge schedules` and `taskbridge dead list`
+list: see `taskbridge messages`, `taskbridge queues`, `taskbridge schedules` and `taskbridge dead list`
+flower dashboard: see `taskbridge web`, a page that shows what goes on
+events monitor: see `taskbridge top`, and `taskbridge failures` for what failed
 """)
 """Commands of other command lines: what to write here."""
 
