@@ -175,6 +175,14 @@ RAISED: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "1 a URL without an engine": (lambda: Bridge("redis://localhost/0"), ("redis is", "celery+redis://", "dramatiq+")),
     "3 no @task, sent": (lambda: bridge().send_many([plain]), ("plain", "task.call(...)", "@task")),  # type: ignore[list-item]  # pyright: ignore
     "3 no @task, by schedule": (lambda: bridge().periodic(plain, every=60), ("plain", "task.call(...)", "@task")),  # type: ignore[arg-type]  # pyright: ignore
+    "3 no call, put as a schedule": (
+        lambda: bridge().schedules.put("nightly", task(), every=60),
+        ("shop.mail", "task.call(...)", "@task"),
+    ),
+    "3 what a plain call returns, put as a schedule": (
+        lambda: bridge().schedules.put("nightly", task()(1), every=60),
+        ("None", "task.call(...)", "@task"),
+    ),
     "4 a row of a database": (
         lambda: task(lambda x: None).send({"a": [Row()]}),
         ('args[0]["a"][0]', "Row", "primary key"),
