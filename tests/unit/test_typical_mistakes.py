@@ -28,7 +28,9 @@ from taskbridge import Bridge, NoSuchRecord, ResultTimeout, RetryPolicy, TaskBri
 from taskbridge.cli.applications import others
 from taskbridge.contract import leftovers
 from taskbridge.engines import settle
+from taskbridge.hooks import HOOK_NAMES
 from taskbridge.remedies import COMMANDS as COMMANDS_ELSEWHERE
+from taskbridge.remedies import HOOKS
 from taskbridge.settings import load
 from tests.servers import PrivateRabbitMQ, PrivateRedis
 from tests.unit.command_line import runner
@@ -225,6 +227,12 @@ RAISED: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "20 rate_limit": (lambda: task(rate_limit="10/m"), ("'rate_limit'", "queue of its own")),
     "20 min_backoff": (lambda: task(min_backoff=1000), ("'min_backoff'", "min_delay", "seconds")),
     "20 a mistyped option": (lambda: task(que="x"), ("'que'", "did you mean 'queue'")),
+    "16 a signal of Celery's": (lambda: bridge().on("task_failure"), ("'task_failure'", "'dead'", "'retrying'")),  # type: ignore[arg-type]  # pyright: ignore
+    "16 a method of Dramatiq's middleware": (
+        lambda: bridge().on("after_process_message"),  # type: ignore[arg-type]  # pyright: ignore
+        ("'after_process_message'", "'succeeded'", "@bridge.around"),
+    ),
+    "16 a mistyped hook": (lambda: bridge().on("succeded"), ("'succeded'", "did you mean 'succeeded'")),  # type: ignore[arg-type]  # pyright: ignore
     "23 middleware on Celery": (
         lambda: bridge("celery+memory://").native.add_middleware,
         ("Celery's app", "@bridge.on"),
@@ -340,6 +348,11 @@ def test_25_each_command_that_stands_for_anothers_is_there_and_no_word_for_it_is
     assert {"worker", "dead", "top"} <= own
     assert sorted(named - own) == []
     assert sorted(set(COMMANDS_ELSEWHERE) & own) == []
+
+
+def test_16_what_stands_for_anothers_hook_is_a_hook_of_ours() -> None:
+    assert {word for what in HOOKS.values() for word in re.findall(r"'(\w+)'", what)} <= set(HOOK_NAMES)
+    assert set(HOOKS) & set(HOOK_NAMES) == set()
 
 
 def test_14_a_script_in_a_package_names_its_tasks_as_a_worker_imports_them(tmp_path: Path) -> None:
