@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from taskbridge.loading import worker_bridge
 
-_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_STOP_SIGNALS: Final = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 _LOOK_S: Final = 0.2
 
 
