@@ -132,6 +132,21 @@ TRACED: Final = tuple(
     each.like(f"{each.name}, traced", variables=_TRACED, home="observed", settings=f"{told}{each.settings}")
     for each, told in ((CELERY_BRIDGE, "which takes the plain way then; "), (CELERY, ""))
 )
+_SEEN: Final = (
+    ("metrics", ("TASKBRIDGE_METRICS_PORT", "0"), "`--metrics-port`"),
+    ("spans", ("BENCH_SPANS", "1"), "spans of taskbridge's own, in batches, of every run"),
+)
+SEEN: Final = tuple(
+    each
+    for bridge in BRIDGES
+    for each in (
+        bridge,
+        *(
+            bridge.like(f"{bridge.name}, {what}", variables=(variable,), settings=f"{told}, and as above")
+            for what, variable, told in _SEEN
+        ),
+    )
+)
 _DJANGO: Final = (("DJANGO_SETTINGS_MODULE", "benchmarks.apps.django_settings"),)
 WITH_DJANGO: Final = tuple(
     each.like(f"{each.name}, Django", variables=_DJANGO, home="observed") for each in (*BRIDGES, CELERY)

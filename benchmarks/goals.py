@@ -111,6 +111,15 @@ def _beside_recorded(row: str) -> list[Goal]:
     ]
 
 
+def _seen(row: str) -> list[Goal]:
+    """Return the goals of what metrics and spans may cost a worker, on the same engine."""
+    return [
+        Goal(row=row, metric="cpu_us", ours=f"{each}, {what}", theirs=each, most=most, tolerance=tolerance)
+        for each in (C, D)
+        for what, most, tolerance in (("metrics", 1.05, 0.1), ("spans", 1.3, 0.15))
+    ]
+
+
 def _flat(row: str) -> list[Goal]:
     """Return the goal that a worker's memory stays flat, within 10 MB."""
     return [Goal(row=row, metric="MB more", ours=each, theirs=None, most=10.0) for each in (C, D)]
@@ -141,6 +150,8 @@ GOALS: Final[tuple[Goal, ...]] = (
     *_above("worker-amqp", "Celery", 1.0, f"{C}, plain"),
     *_above("worker-amqp", "Dramatiq", 1.0, f"{D}, plain"),
     *_above("worker-traced", "Celery, traced", 1.5, f"{C}, traced"),
+    *_seen("worker-seen-redis"),
+    *_seen("worker-seen-amqp"),
     *_above("worker-django", "Celery, Django", 3.0, f"{C}, Django"),
     *_above("results-worker", "Celery, results", 3.0, f"{C}, results"),
     *_above("results-worker", "Dramatiq, results", 2.0, f"{D}, results"),

@@ -216,12 +216,13 @@ other_venv() { # NAME, PYTHON, PACKAGE...: makes .venv-NAME with these packages,
     printf '%s\n' "$wanted" > "$venv/.installed"
 }
 
-newest_django_venv() { # makes .venv-django with the newest Django and what its tests need, or fails with a warning
+django_venv() { # NAME, DJANGO: makes .venv-NAME with this Django and what its tests need, or fails with a warning
     local newer
     newer=$(find_newer_python)
     if [ -z "$newer" ]; then
-        say "warning: Django 6.1 needs Python 3.12 or newer, and none was found: install one, or put it on PATH as python3.12"
+        say "warning: Django $2 needs Python 3.12 or newer, and none was found: install one, or put it on PATH as python3.12"
         return 1
     fi
-    other_venv django "$newer" -e '.[all]' 'django==6.1.*' gunicorn hypothesis psycopg-pool pytest pytest-xdist
+    other_venv "$1" "$newer" -e '.[all]' "django==$2.*" gunicorn hypothesis psycopg-pool pytest pytest-xdist
 }
+newest_django_venv() { django_venv django 6.1; }

@@ -3,10 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
+
+_MATCHES: Final[Mapping[str, Callable[[str, str], bool]]] = {
+    "=": lambda value, wanted: value == wanted,
+    "!=": lambda value, wanted: value != wanted,
+    "=~": lambda value, wanted: re.fullmatch(wanted, value) is not None,
+    "!~": lambda value, wanted: re.fullmatch(wanted, value) is None,
+}
+
+
+def without_a_hit(queries: Iterable[str], found: Iterable[str]) -> set[str]:
+    """Return what queries of Prometheus select that is none of these samples; a variable of Grafana is any value."""
+    named = [
+        (name, dict(re.findall(r'(\w+)="([^"]*)"', labels))) for name, _, labels in (s.partition("{") for s in found)
+    ]
+    missed: set[str] = set()
+    for query in queries:
+        for name, matchers in re.findall(r"(taskbridge_\w+)(?:\{([^}]*)\})?", query):
+            wanted = [
+                (label, _MATCHES[how], re.sub(r"\$\w+", ".*", value))
+                for label, how, value in re.findall(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"', matchers)
+            ]
+            if not any(
+                name == each and all(matches(labels.get(label, ""), value) for label, matches, value in wanted)
+                for each, labels in named
+            ):
+                missed.add(f"{name}{{{matchers}}}")
+    return missed
 
 
 def samples(text: str) -> dict[str, float]:

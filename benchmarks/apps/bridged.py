@@ -17,6 +17,11 @@ bridge: Final = Bridge(
 )
 if work.TRACED:
     work.trace()
+if work.SPANS:
+    from taskbridge.integrations.opentelemetry import instrument  # here, for only who is traced pays for it
+
+    work.export()
+    instrument(bridge)
 
 
 @bridge.task(name="tick", results=work.RESULTS)

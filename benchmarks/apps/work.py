@@ -33,6 +33,9 @@ FAST: Final = os.environ.get("BENCH_FAST", "1") == "1"
 TRACED: Final = os.environ.get("BENCH_TRACED") == "1"
 """Whether OpenTelemetry's instrumentation of Celery makes a span of each run."""
 
+SPANS: Final = os.environ.get("BENCH_SPANS") == "1"
+"""Whether taskbridge's own instrumentation does."""
+
 MORE_QUEUES: Final = int(os.environ.get("BENCH_MORE_QUEUES", "0"))
 """How many more queues the application knows than it uses."""
 
@@ -52,9 +55,16 @@ _ended_at = 0.0
 
 
 def trace() -> None:
-    """Have Celery traced as in production: spans gathered and exported in batches, here to nowhere."""
-    from opentelemetry import trace as traces  # here, for only who is traced has it
-    from opentelemetry.instrumentation.celery import CeleryInstrumentor
+    """Have Celery traced by OpenTelemetry's instrumentation of it."""
+    from opentelemetry.instrumentation.celery import CeleryInstrumentor  # here, for only who is traced has it
+
+    export()
+    CeleryInstrumentor().instrument()
+
+
+def export() -> None:
+    """Have spans exported as in production: gathered, and in batches, here to nowhere."""
+    from opentelemetry import trace as traces  # here, as above
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
@@ -65,7 +75,6 @@ def trace() -> None:
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(Nowhere()))
     traces.set_tracer_provider(provider)
-    CeleryInstrumentor().instrument()
 
 
 def _is_traced() -> bool:
@@ -78,7 +87,7 @@ def tick() -> None:
     """Count one run in this process; of the first and the last that are measured, write the times."""
     number = next(_count)
     if number in _MARKED:
-        if TRACED and not _is_traced():
+        if (TRACED or SPANS) and not _is_traced():
             return  # and so nothing is measured, for the benchmark misses the line
         _write(f"tick {number} {monotonic()} {_own_cpu_s()} {server_cpu_s()}")
 

@@ -14,6 +14,7 @@ from benchmarks.contenders import (
     DRAMATIQ_FULL,
     PEERS,
     PLAIN_BRIDGES,
+    SEEN,
     TRACED,
     WITH_DJANGO,
     Contender,
@@ -72,16 +73,18 @@ ROWS: Final = (
     *(
         Row(
             key=f"worker-{key}",
-            title=f"worker, Redis, {title}, tasks/s",
+            title=f"worker, {title}, tasks/s",
             contenders=contenders,
-            measure=_on("redis"),
+            measure=_on(broker),
             metrics=_METRICS,
             more_is_better=True,
             is_long=True,
         )
-        for key, title, contenders in (
-            ("traced", "traced by OpenTelemetry", TRACED),
-            ("django", "in an application with Django", WITH_DJANGO),
+        for key, broker, title, contenders in (
+            ("traced", "redis", "Redis, traced by OpenTelemetry", TRACED),
+            ("django", "redis", "Redis, in an application with Django", WITH_DJANGO),
+            ("seen-redis", "redis", "Redis, with metrics and with our spans", SEEN),
+            ("seen-amqp", "amqp", "RabbitMQ, with metrics and with our spans", SEEN),
         )
     ),
 )

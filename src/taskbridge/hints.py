@@ -27,6 +27,8 @@ from taskbridge.signatures import annotations_of
 if TYPE_CHECKING:
     from taskbridge.declaration import Declaration
 
+_APART: Final = "pass what it is made of, and make it where it is needed"
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -58,9 +60,10 @@ class Form:
             raise
         except (Exception, SystemExit) as exc:  # anything may be raised by a class of the user's own
             problem = f"can't be made again of what it is sent as: {failures.text_of(exc)}"
-            raise ValueError(f"{_named(self.cls)} {problem}") from exc
+            raise ValueError(f"{_named(self.cls)} {problem}: {_APART}") from exc
         if not is_same:
-            raise ValueError(f"{_named(self.cls)} is not equal any more when it is made again of what it is sent as")
+            problem = "is not equal any more when it is made again of what it is sent as"
+            raise ValueError(f"{_named(self.cls)} {problem}: {_APART}")
         return parts
 
 

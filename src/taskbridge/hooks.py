@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final, Literal, get_args
 
-from taskbridge.exceptions import nearest
 from taskbridge.logs import logger
 from taskbridge.message import Message
 
@@ -94,7 +93,9 @@ class Hooks:
     def named(self, name: str) -> list[Hook]:
         """Return the hooks of a name, to which some may be added; raise `ValueError` if there is none of this name."""
         if name not in self.of:
-            raise ValueError(f"there is no hook {name!r}{nearest(name, HOOK_NAMES)}")
+            from taskbridge.remedies import HOOKS, instead  # here, for only errors need it
+
+            raise ValueError(f"there is no hook {name!r}{instead(name, HOOKS, HOOK_NAMES)}")
         return self.of[name]
 
     @contextmanager

@@ -54,18 +54,34 @@ app broker backend: the engine itself is bridge.native
 """)
 """Methods of other tasks: what to write here."""
 
+HOOKS: Final[Mapping[str, str]] = _table("""
+before_task_publish before_enqueue: write 'before_send'
+after_task_publish after_enqueue: write 'after_send'
+task_prerun before_process_message: write 'before_run', or @bridge.around for what is around a run
+task_success: write 'succeeded'
+task_retry: write 'retrying'
+task_failure: write 'dead', which comes when nothing is tried any more; 'retrying' comes after the attempts before
+task_postrun after_process_message: one of 'succeeded', 'retrying', 'dead' and 'discarded' comes; or see @bridge.around
+task_revoked after_skip_message: write 'discarded'
+worker_init worker_ready worker_process_init: write 'worker_started'
+after_process_boot before_worker_boot after_worker_boot: write 'worker_started'
+worker_process_shutdown worker_shutdown before_worker_shutdown after_worker_shutdown: write 'worker_stopping'
+""")
+"""Celery's signals, and methods of Dramatiq's middleware: which hook to write here."""
+
 COMMANDS: Final[Mapping[str, str]] = _table("""
 beat: workers send by schedules themselves; `taskbridge scheduler` does only that
-inspect: see `taskbridge health`, `taskbridge queues` and `taskbridge status ID`
-control revoke: see `taskbridge cancel ID` and `taskbridge schedules pause NAME`
+inspect: see `taskbridge running`, `taskbridge queues`, `taskbridge health` and `taskbridge status ID`
+control revoke: see `taskbridge cancel ID`, `taskbridge pause QUEUE` and `taskbridge schedules pause NAME`
 purge: see `taskbridge dead purge`; what waits in a queue is not deleted by a command
 retry requeue: see `taskbridge dead replay ID`
-pause resume: see `taskbridge schedules pause NAME`; a queue is paused by stopping its workers
 result: see `taskbridge status ID`
 multi start run: see `taskbridge worker MODULE --processes N`
 call send: tasks are sent from Python, by task.send(...)
 tasks: see `taskbridge check MODULE`, which lists them
-list flower events top monitor: see `taskbridge queues`, `taskbridge schedules` and `taskbridge dead list`
+list: see `taskbridge messages`, `taskbridge queues`, `taskbridge schedules` and `taskbridge dead list`
+flower dashboard: see `taskbridge web`, a page that shows what goes on
+events monitor: see `taskbridge top`, and `taskbridge failures` for what failed
 """)
 """Commands of other command lines: what to write here."""
 

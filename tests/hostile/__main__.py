@@ -30,7 +30,7 @@ Put odd messages before real workers on private servers, and see whether healthy
 
 
 def main() -> int:
-    """Run, print what is wrong, and return 0 if nothing is."""
+    """Run, print what is wrong, and return 0 if something was tried and nothing is."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.hostile", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="default: a new one")
     arguments = parser.parse_args()
     seed = new_seed() if arguments.seed is None else arguments.seed
-    good = True
+    good, tried = True, 0
     for target in arguments.target or TARGETS:
         begun = time.monotonic()
         with _served(target) as (url, store):
@@ -53,10 +53,13 @@ def main() -> int:
                 count, faults = len(cases), run(make, chunked(cases))
             else:
                 count, faults = try_random(make, arguments.inputs, seed)
+        tried += count
         print(f"{target} --seed {seed}: {count} inputs, {len(faults)} stops, {time.monotonic() - begun:.0f} s")
         print("".join(f"  {fault}\n" for fault in faults), end="", flush=True)
         good = good and not faults
-    return 0 if good else 1
+    if not tried:
+        print(f"no case has {arguments.only!r} in its name")
+    return 0 if good and tried else 1
 
 
 @contextmanager

@@ -203,6 +203,38 @@ def the_outbox_is_written_after_the_key() -> None:
     put(_CLAIMS, "Claims._claiming", make)
 
 
+@mutant("U8", "a_killed_sender_leaves_nothing_behind", "dramatiq+redis")
+def a_key_is_taken_before_its_message_is_published() -> None:
+    """On Redis the key is taken in one act, and the message published in another."""
+
+    def make(commit: Any) -> Any:
+        def in_two_acts(self: Any, commits: Any, *, timeout_s: float) -> Any:
+            if not any(each.commands for each in commits):
+                return commit(self, commits, timeout_s=timeout_s)
+            done = self.commit([replace(each, commands=()) for each in commits], timeout_s=timeout_s)
+            rest = [replace(each, writes=()) for each, is_done in zip(commits, done, strict=True) if is_done]
+            commit(self, rest, timeout_s=timeout_s)
+            return done
+
+        return in_two_acts
+
+    put("taskbridge.stores.redis.backend", "RedisBackend.commit", make)
+
+
+@mutant("U8", "a_killed_sender_leaves_nothing_behind", "celery+amqp")
+def an_entry_is_removed_before_its_message_is_published() -> None:
+    """A sender takes its message out of the outbox, and publishes it then."""
+
+    def make(publish: Any) -> Any:
+        def remove_first(self: Any, held: Any, *, timeout_s: float) -> Any:
+            self._remove(self._outbox, [each.key for each in held])
+            return publish(self, held, timeout_s=timeout_s)
+
+        return remove_first
+
+    put(_OUTBOX, "Relay.publish", make)
+
+
 @mutant("OB1", "what_is_in_the_outbox_is_published", "celery+memory")
 def nobody_looks_into_the_outbox() -> None:
     """Only who has put something in the outbox publishes it."""

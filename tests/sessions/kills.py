@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from tests.django import kills
@@ -24,4 +25,4 @@ class Post(kills.Post):
 
 
 if __name__ == "__main__":
-    kills.main("python -m tests.sessions.kills", __doc__, kind=Post)
+    sys.exit(kills.main("python -m tests.sessions.kills", __doc__, kind=Post))

@@ -78,3 +78,23 @@ def test_workers_are_named_by_a_regular_expression_only_where_remote_control_is_
         )
     assert seen == answers
     bridge.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "celery+redis://shop:open-sesame@127.0.0.1/0",
+        "celery+amqp://shop:open-sesame@127.0.0.1/shop",
+        "celery+amqp://shop:open-sesame@127.0.0.1,127.0.0.2:5673/shop",
+    ],
+)
+def test_what_a_worker_answers_of_its_broker_holds_no_password(url: str) -> None:
+    """Celery takes out the password itself, but before 5.7 it leaves those in the URLs of several hosts."""
+    with closing(Bridge(url, store="redis://shop:open-sesame@127.0.0.1/1")) as bridge:
+        connection: Any = bridge.native.connection_for_read()
+        shown: dict[str, Any] = {**connection.info(), "password": None}
+        conf = bridge.native.conf.table(with_defaults=True)
+
+    assert len(shown["alternates"]) == (2 if "," in url else 0)
+    assert shown["hostname"] == "127.0.0.1"
+    assert "sesame" not in f"{shown} {conf}"

@@ -173,17 +173,34 @@ def test_a_killed_worker_is_started_again_and_still_takes_from_its_own_queues_on
     assert worker.wait(90) == 0, shop.said(worker)
 
 
-def test_sigterm_ends_a_worker_that_is_still_being_loaded(tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(300)\n")
-    argv = [sys.executable, "-m", "taskbridge", "worker", "slow", "--url", "dramatiq+redis://127.0.0.1:1/0"]
-    with subprocess.Popen(argv, cwd=tmp_path) as worker:
+SLOW = """
+import os, pathlib, time
+from taskbridge import Bridge
+
+bridge = Bridge()
+bridge.task(name="note")(lambda: None)
+pathlib.Path(f"begun-{os.getpid()}").touch()
+if len([*pathlib.Path().glob("begun-*")]) == SLOW_IS:
+    pathlib.Path("slow").touch()
+    time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("slow_is", [1, 2], ids=["the command", "its process"])
+@pytest.mark.parametrize("engine", ["celery", "dramatiq"])
+def test_sigterm_ends_a_worker_that_is_still_being_loaded(engine: str, slow_is: int, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW.replace("SLOW_IS", str(slow_is)))
+    url = f"{engine}+redis://127.0.0.1:1/0"
+    argv = [sys.executable, "-m", "taskbridge", "worker", "slow", "--url", url, "--processes", "1"]
+    with (tmp_path / "log").open("wb") as log, subprocess.Popen(argv, cwd=tmp_path, stdout=log, stderr=log) as worker:
         try:
             deadline = time.monotonic() + 60
-            while not (tmp_path / "begun").exists():
+            while not (tmp_path / "slow").exists():
+                assert worker.poll() is None, (tmp_path / "log").read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             worker.terminate()
-            assert worker.wait(120) == 0
+            assert worker.wait(120) == 0, (tmp_path / "log").read_text()
         finally:
             worker.kill()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+
+from tests.servers import PrivateRedis
 
 APP = """
 import logging, os, warnings
@@ -40,6 +43,10 @@ def second() -> None:
 def dies() -> None:
     warnings.warn("look here")
     raise KeyError("for good")
+
+@bridge.task(name="app.kills", retry=RetryPolicy(max_attempts=1))
+def kills() -> None:
+    os.kill(os.getpid(), 9)
 
 @bridge.task(name="app.last")
 def last() -> None:
@@ -75,7 +82,7 @@ class App:
             pytest.skip("no broker takes part in this, and one target an engine shows it")
 
     @contextmanager
-    def worker(self, *options: str, **env: str) -> Generator[None]:
+    def worker(self, *options: str, **env: str) -> Generator[subprocess.Popen[bytes]]:
         command = [sys.executable, "-m", "taskbridge", "worker", "app", "--url", self.url, *options]
         with (self.folder / "out").open("wb") as out, (self.folder / "err").open("wb") as err:
             process = subprocess.Popen(
@@ -84,7 +91,7 @@ class App:
         try:
             self.wait_for(lambda: "ready" in self.err() or process.poll() is not None)
             assert process.poll() is None, self.err()
-            yield
+            yield process
         finally:
             process.terminate()
             try:
@@ -171,6 +178,32 @@ def test_every_line_of_a_worker_is_json_with_the_same_fields(app: App, threads: 
     assert len([line for line in lines if "for good" in json.dumps(line)]) == 2, "once a failed attempt"
 
 
+def test_lines_about_what_goes_wrong_are_json_too(app: App, make_redis: Callable[..., PrivateRedis]) -> None:
+    """Those of a process that is killed, of a broker that is away, and of workers that are started anew."""
+    app.skip_unless_redis()
+    server = make_redis()
+    app.url = app.env["TASKBRIDGE_APP_URL"] = f"{app.engine}+{server.url}"
+    with app.worker("--log-format", "json", "--processes", "2", "--threads", "2") as worker:
+        app.send("kills.send()")
+        app.wait_for(lambda: "starting it again" in app.err())
+        server.shut_down()
+        app.wait_for(lambda: "Connection refused" in app.err())
+        server.start()
+        app.send("last.send()")
+        app.wait_for(lambda: app.err().count("the end") == 1)
+        worker.send_signal(signal.SIGHUP)
+        app.wait_for(lambda: "starting the workers anew" in app.err())
+        app.send("last.send()")
+        app.wait_for(lambda: app.err().count("the end") == 2)
+    lines = app.lines()
+
+    assert set().union(*lines) <= FIELDS
+    assert {line["level"] for line in lines} <= {"INFO", "WARNING", "ERROR", "CRITICAL"}
+    (ended,) = [line for line in lines if "starting it again" in line["message"]]
+    assert (ended["logger"], ended["level"]) == ("taskbridge", "WARNING")
+    assert [line for line in lines if "Connection refused" in line["message"]]
+
+
 def test_an_applications_own_set_up_is_respected(app: App) -> None:
     """Lines about the processes stay as they are: another place or a level may not hide that a worker has died."""
     app.skip_unless_redis()
@@ -198,7 +231,7 @@ def test_a_file_sets_up_the_log_of_every_process(app: App) -> None:
         app.send("last.send()")
         app.wait_for(lambda: "FILE app the end" in app.err())
     lines = [line for line in app.err().splitlines() if "imported" not in line and "superuser" not in line]
-    assert lines[0].startswith("FILE taskbridge 4 tasks of app on ")
+    assert lines[0].startswith("FILE taskbridge 5 tasks of app on ")
     loggers = {line.split()[1] for line in lines if line.startswith("FILE ")}
     assert loggers >= {"taskbridge", "app"}
     assert any(each.startswith(app.engine) for each in loggers)

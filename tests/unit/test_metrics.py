@@ -49,7 +49,7 @@ from taskbridge.metrics.gauges import text_of
 from taskbridge.metrics.names import BUCKETS_S, COUNTED, MISSED, READ
 from taskbridge.metrics.tree import Totals, report, row_of, served
 from taskbridge.retry import CancelledVerdict, Dead, Done, GivenBack, RunAgain
-from tests.metric_samples import exported, exported_samples, samples
+from tests.metric_samples import exported, exported_samples, samples, without_a_hit
 from tests.unit.test_transactions import Ledger
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -757,6 +757,19 @@ def test_the_dashboard_asks_for_what_there_is() -> None:
         assert labels <= set().union(*(known[name] for name in names)), query
         used |= {re.sub("_(bucket|count|sum)$", "", name) for name in names}
     assert used == {*COUNTED, *READ}, "some metric is on no panel"
+
+
+def test_a_query_that_hits_no_sample_is_found() -> None:
+    served = ['taskbridge_messages_total{queue="email",state="dead",task="shop.mail"}']
+    hits = (
+        'sum by (task) (rate(taskbridge_messages_total{queue=~"$queue",state!="sent"}[1h]))',
+        'taskbridge_messages_total{task="shop.mail"}',
+        "label_values(taskbridge_messages_total, task)",
+    )
+    missed = 'taskbridge_messages_total{state="failed"}', 'taskbridge_messages_total{state!~"d.*"}', "taskbridge_runs{}"
+
+    assert without_a_hit(hits, served) == set()
+    assert without_a_hit(missed, served) == set(missed)
 
 
 def test_the_page_names_each_metric_with_its_labels() -> None:

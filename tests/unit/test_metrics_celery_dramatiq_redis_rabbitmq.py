@@ -25,7 +25,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from taskbridge import Bridge
 from taskbridge.metrics import Gauges
 from taskbridge.metrics.names import READ
-from tests.metric_samples import exported, exported_samples, samples
+from tests.docs.pages import ROOT, blocks_of
+from tests.metric_samples import exported, exported_samples, samples, without_a_hit
 
 PAIRS = ("celery+redis", "dramatiq+redis", "celery+amqp", "dramatiq+amqp")
 WAIT_S = 240.0
@@ -122,6 +123,12 @@ EXPECTED = {
     'taskbridge_messages_total{queue="default",state="dead",task="nightly"}': 0,
     'taskbridge_messages_total{queue="default",state="dead",task="sends"}': 0,
     **{f'taskbridge_attempts_total{{outcome="lost",task="{task}"}}': 0 for task in (*SENT, "nightly")},
+}
+
+SELDOM = {  # for nothing has failed to be sent, and how old messages are is told with the setting `listing` only
+    'taskbridge_send_seconds_count{queue=~"$queue",outcome="failed"}',
+    'taskbridge_send_seconds_count{outcome="failed"}',
+    'taskbridge_queue_oldest_seconds{queue=~"$queue"}',
 }
 
 
@@ -232,9 +239,26 @@ def test_the_same_program_gives_the_same_metrics(tmp_path: Path, url_of: Callabl
 
         for pair, worker in workers.items():
             told_alike(worker, pair)
+            assert without_a_hit(shown_queries(), worker.scrape()) == SELDOM, pair
 
     for pair, found in scrapes.items():
         assert found.keys() == scrapes[PAIRS[0]].keys(), pair
+
+
+def shown_queries() -> list[str]:
+    """Return what the dashboard, the alerts and the scaling of workers ask for."""
+    dashboard = json.loads((ROOT / "docs/grafana.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    queries += [each["query"] for each in dashboard["templating"]["list"] if each["type"] == "query"]
+    pages = "docs/guide/metrics.md", "docs/operations.md"
+    queries += [
+        block.text
+        for page in pages
+        for block in blocks_of(page)
+        if "taskbridge_" in block.text and block.info == "yaml"
+    ]
+    assert len(queries) > 20, queries
+    return queries
 
 
 def told_alike(worker: Worker, pair: str) -> None:

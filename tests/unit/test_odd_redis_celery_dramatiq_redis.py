@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,9 @@ import redis
 from tests.servers import MANAGED, PrivateRedis
 
 ENGINES = ("celery", "dramatiq")
+
+MOST_LINES = 60
+"""How many warnings and errors a worker may log in 8 s; a third of it is usual."""
 
 SHOP = """
 import logging, os
@@ -94,6 +98,30 @@ def test_without_permission_for_channels_results_are_looked_for(engine: str, tmp
             assert "permit &taskbridge*" in told
             log = (tmp_path / "worker.log").read_text()
             assert log.count("not permitted") <= 3, log
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_worker_whose_password_was_changed_says_so_in_few_lines_and_goes_on(engine: str, tmp_path: Path) -> None:
+    with PrivateRedis(appendonly=False) as server, redis.Redis(port=server.port) as client:
+        client.config_set("requirepass", "first")
+        with shop_on(f"{engine}+{server.url.replace('//', '//:first@')}", tmp_path) as env:
+            use(tmp_path, env)
+            before = loud(tmp_path)
+            client.config_set("requirepass", "second")
+            for kind in ("normal", "pubsub"):
+                client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+            time.sleep(8)
+            said = loud(tmp_path)[len(before) :]
+            client.config_set("requirepass", "first")
+            assert any("refuses the credentials" in line for line in said)
+            assert len(said) < MOST_LINES, "\n".join(said)
+            use(tmp_path, env)
+
+
+def loud(folder: Path) -> list[str]:
+    """Return the warnings and errors that a worker has logged so far."""
+    lines = (folder / "worker.log").read_text().splitlines()
+    return [line for line in lines if re.search(r"\b(WARNING|ERROR|CRITICAL)\b", line)]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

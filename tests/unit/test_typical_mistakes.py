@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,9 @@ from taskbridge import Bridge, NoSuchRecord, ResultTimeout, RetryPolicy, TaskBri
 from taskbridge.cli.applications import others
 from taskbridge.contract import leftovers
 from taskbridge.engines import settle
+from taskbridge.hooks import HOOK_NAMES
+from taskbridge.remedies import COMMANDS as COMMANDS_ELSEWHERE
+from taskbridge.remedies import HOOKS
 from taskbridge.settings import load
 from tests.servers import PrivateRabbitMQ, PrivateRedis
 from tests.unit.command_line import runner
@@ -143,10 +147,44 @@ class Order:
     id: int
 
 
+@dataclass
+class Grows:
+    count: int
+
+    def __post_init__(self) -> None:
+        self.count += 1
+
+
+@dataclass
+class Refuses:
+    count: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.count, str):
+            raise TypeError("no text")
+
+
+def counted(value: Grows | Refuses) -> None: ...
+
+
+def refusing() -> Refuses:
+    value = Refuses(1)
+    value.count = "one"  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+    return value
+
+
 RAISED: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "1 a URL without an engine": (lambda: Bridge("redis://localhost/0"), ("redis is", "celery+redis://", "dramatiq+")),
     "3 no @task, sent": (lambda: bridge().send_many([plain]), ("plain", "task.call(...)", "@task")),  # type: ignore[list-item]  # pyright: ignore
     "3 no @task, by schedule": (lambda: bridge().periodic(plain, every=60), ("plain", "task.call(...)", "@task")),  # type: ignore[arg-type]  # pyright: ignore
+    "3 no call, put as a schedule": (
+        lambda: bridge().schedules.put("nightly", task(), every=60),
+        ("shop.mail", "task.call(...)", "@task"),
+    ),
+    "3 what a plain call returns, put as a schedule": (
+        lambda: bridge().schedules.put("nightly", task()(1), every=60),
+        ("None", "task.call(...)", "@task"),
+    ),
     "4 a row of a database": (
         lambda: task(lambda x: None).send({"a": [Row()]}),
         ('args[0]["a"][0]', "Row", "primary key"),
@@ -154,6 +192,8 @@ RAISED: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "4 a value of a class": (lambda: task(lambda x: None).send(Order(1)), ("Order", "annotate the parameter")),
     "4 a range": (lambda: task(lambda x: None).send(range(3)), ("range", "list(value)")),
     "4 a path": (lambda: task(lambda x: None).send(Path("a")), ("Path", "annotate")),
+    "4 a value that changes as it is made": (lambda: task(counted).send(Grows(1)), ("Grows", "not equal", "pass what")),
+    "4 a value that can't be made again": (lambda: task(counted).send(refusing()), ("Refuses", "no text", "pass what")),
     "4 bytes that change": (lambda: task(lambda x: None).send(bytearray(b"a")), ("bytearray", "bytes(value)")),
     "5 a coroutine that nobody awaits": (
         lambda: why_dead(returns_a_coroutine),
@@ -187,6 +227,12 @@ RAISED: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "20 rate_limit": (lambda: task(rate_limit="10/m"), ("'rate_limit'", "queue of its own")),
     "20 min_backoff": (lambda: task(min_backoff=1000), ("'min_backoff'", "min_delay", "seconds")),
     "20 a mistyped option": (lambda: task(que="x"), ("'que'", "did you mean 'queue'")),
+    "16 a signal of Celery's": (lambda: bridge().on("task_failure"), ("'task_failure'", "'dead'", "'retrying'")),  # type: ignore[arg-type]  # pyright: ignore
+    "16 a method of Dramatiq's middleware": (
+        lambda: bridge().on("after_process_message"),  # type: ignore[arg-type]  # pyright: ignore
+        ("'after_process_message'", "'succeeded'", "@bridge.around"),
+    ),
+    "16 a mistyped hook": (lambda: bridge().on("succeded"), ("'succeded'", "did you mean 'succeeded'")),  # type: ignore[arg-type]  # pyright: ignore
     "23 middleware on Celery": (
         lambda: bridge("celery+memory://").native.add_middleware,
         ("Celery's app", "@bridge.on"),
@@ -260,7 +306,10 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "3 no @task": (["worker", "empty"], ("'empty' declares no task", "@task")),
     "25 pause": (["pause", "email", "--until", "soon"], ("'soon'", "2h")),
     "25 retry": (["retry", "3f2b"], ("'retry'", "dead replay")),
-    "25 inspect": (["inspect", "active"], ("'inspect'", "taskbridge health")),
+    "25 inspect": (["inspect", "active"], ("'inspect'", "taskbridge running", "taskbridge health")),
+    "25 flower": (["flower"], ("'flower'", "taskbridge web")),
+    "25 events": (["events"], ("'events'", "taskbridge top")),
+    "25 revoke": (["revoke", "3f2b"], ("'revoke'", "taskbridge cancel ID")),
     "25 beat": (["beat"], ("'beat'", "taskbridge scheduler")),
     "a mistyped command": (["wroker"], ("'wroker'", "did you mean 'worker'")),
     "no module": (["worker"], ("which MODULE", "taskbridge worker shop.tasks")),
@@ -288,6 +337,22 @@ def test_what_the_command_line_says_names_the_value_and_what_to_do(mistake: str,
     said = (done.stdout + done.stderr).replace(str(tmp_path), "FOLDER")
     assert done.returncode == 2
     assert [word for word in words if word not in said] == [], said
+
+
+def test_25_each_command_that_stands_for_anothers_is_there_and_no_word_for_it_is_a_command_of_ours(
+    tmp_path: Path,
+) -> None:
+    own = set(re.findall(r"^ {4}(\w+)", runner(tmp_path)("--help").stdout.partition("COMMAND\n")[2], re.MULTILINE))
+    named = {word for what in COMMANDS_ELSEWHERE.values() for word in re.findall(r"`taskbridge (\w+)", what)}
+
+    assert {"worker", "dead", "top"} <= own
+    assert sorted(named - own) == []
+    assert sorted(set(COMMANDS_ELSEWHERE) & own) == []
+
+
+def test_16_what_stands_for_anothers_hook_is_a_hook_of_ours() -> None:
+    assert {word for what in HOOKS.values() for word in re.findall(r"'(\w+)'", what)} <= set(HOOK_NAMES)
+    assert set(HOOKS) & set(HOOK_NAMES) == set()
 
 
 def test_14_a_script_in_a_package_names_its_tasks_as_a_worker_imports_them(tmp_path: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import threading
+import urllib.request
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -58,6 +62,41 @@ class Page:
         until(is_there, f"{text!r} on {path!r}")
 
 
+Start = Callable[..., Process]
+FORM: Final = """(action, target, token) => {
+    const form = Object.assign(document.createElement("form"), {action, method: "post"});
+    for (const [name, value] of Object.entries({target, token}))
+        form.append(Object.assign(document.createElement("input"), {name, value}));
+    document.body.append(form);
+    form.submit();
+}"""
+"""Sends a form, as a script of a page can."""
+
+
+@contextmanager
+def site(text: str) -> Generator[str]:
+    """Have another site, of this one page; yield its address."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://localhost:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join(PATIENCE_S)
+
+
 @pytest.fixture(scope="module")
 def fixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file; while it is there, receipts can be sent."""
@@ -72,30 +111,43 @@ def bridge(redis_server: PrivateRedis) -> Iterator[Bridge]:
 
 
 @pytest.fixture(scope="module")
-def base(bridge: Bridge, fixed: Path, redis_server: PrivateRedis, tmp_path_factory: Any) -> Iterator[str]:
-    """The address of the page, which `taskbridge web` serves; a worker runs."""
+def start(bridge: Bridge, fixed: Path, redis_server: PrivateRedis, tmp_path_factory: Any) -> Iterator[Start]:
+    """Starts a command of `taskbridge` for the shop."""
     variables = {
         "TASKBRIDGE_URL": f"dramatiq+{redis_server.url}",
         "TASKBRIDGE_NAMESPACE": bridge.settings.namespace,
         "TASKBRIDGE_SEND_TIMEOUT": str(SEND_TIMEOUT_S),
         "SHOP_FIXED": str(fixed),
     }
-    folder, root, port = tmp_path_factory.mktemp("output"), Path(__file__).parents[2], free_port()
+    folder, root = tmp_path_factory.mktemp("output"), Path(__file__).parents[2]
     with ExitStack() as stack:
 
         def start(name: str, *words: str) -> Process:
-            output = stack.enter_context((folder / name).open("w"))
+            output = stack.enter_context((folder / "-".join([name, *words])).open("w"))
             command = (sys.executable, "-m", "taskbridge", name, "tests.web.shop:bridge", *words)
             process = Process(command, environment(variables), output, root)
             stack.callback(process.kill)
             return process
 
-        start("worker", "--processes", "1", "--threads", "4")
-        page = start("web", "--allow-acts", "--port", str(port))
-        wait_until(lambda: "serving" in page.output, what="the page", timeout_s=START_TIMEOUT_S, processes=[page])
-        until(bridge.operations.workers, "the worker")
-        yield f"http://127.0.0.1:{port}"
-        assert page.stop() == 0
+        yield start
+
+
+def serve(start: Start, *words: str) -> tuple[Process, str]:
+    """Have `taskbridge web` serve the page; return its process and address."""
+    port = free_port()
+    page = start("web", "--port", str(port), *words)
+    wait_until(lambda: "serving" in page.output, what="the page", timeout_s=START_TIMEOUT_S, processes=[page])
+    return page, f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def base(bridge: Bridge, start: Start) -> Iterator[str]:
+    """The address of a page on which everything can be done; a worker runs."""
+    start("worker", "--processes", "1", "--threads", "4")
+    page, address = serve(start, "--allow-acts")
+    until(bridge.operations.workers, "the worker")
+    yield address
+    assert page.stop() == 0
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +176,47 @@ def dead_receipts(bridge: Bridge, number: int) -> list[Handle[str]]:
     sent = [shop.receipt.send(f"customer{n}@example.org", secret="hunter2") for n in range(number)]
     until(lambda: bridge.counts().dead == number, "the dead letters")
     return sent
+
+
+def test_without_more_a_browser_can_only_read(page: Page, bridge: Bridge, start: Start) -> None:
+    dead_receipts(bridge, 1)
+    served, address = serve(start)
+    for path in PAGES:
+        page.browser.open(f"{address}/{path}")
+        assert page.browser.evaluate("document.querySelectorAll('[formaction]').length") == 0, path
+    page.browser.open(f"{address}/dead")
+    page.browser.evaluate(f"({FORM})('{address}/act/pause', 'email', document.querySelector('[name=token]').value)")
+    page.browser.sees("You may not do this: pause.")
+
+    assert bridge.paused() == ()
+    assert served.stop() == 0
+    assert "- may not do pause: email" in served.output
+
+
+def test_another_site_can_do_nothing(page: Page, bridge: Bridge, base: str) -> None:
+    """It has a token, that of a browser of its own, and the browser that visits it has been on the page."""
+    with urllib.request.urlopen(f"{base}/dead", timeout=PATIENCE_S) as answer:
+        (token,) = set(re.findall(r'name="token" value="([^"]+)"', answer.read().decode()))
+    page.open("")
+    with site("<title>elsewhere</title>") as elsewhere:
+        page.browser.open(elsewhere)
+        page.browser.evaluate(f"({FORM})('{base}/act/pause', 'email', '{token}')")
+        page.browser.sees("This form is not of this page, or too old")
+        page.browser.open(elsewhere)
+        body = f"new URLSearchParams({{target: 'email', token: '{token}'}})"
+        how = f"{{method: 'POST', mode: 'no-cors', credentials: 'include', body: {body}}}"
+        page.browser.evaluate(f"fetch('{base}/act/pause', {how}).then(() => 1, () => 1)")
+        page.browser.complaints.clear()
+        page.browser.evaluate(
+            f"void document.body.append(Object.assign(document.createElement('iframe'), {{src: '{base}'}}))"
+        )
+        until(lambda: page.browser.evaluate("1") and page.browser.complaints, "the frame to be refused")
+    assert "frame-ancestors" in page.browser.complaints[0]
+    assert bridge.paused() == ()
+
+    page.open("")
+    page.act("pause", "email")
+    page.browser.sees("Queue email is paused")
 
 
 def test_one_dead_letter_is_replayed_and_then_all(page: Page, bridge: Bridge, fixed: Path) -> None:

@@ -283,6 +283,8 @@ class Schedules:
         timing = timing_of(cron=cron, every=every, timezone=timezone, name=name, catch_up=catch_up, overlap=overlap)
         if timing is None:
             raise DeclarationError(f"schedule {name!r} needs cron or every")
+        if not isinstance(call, Call):  # who has no type checker is told, too
+            raise DeclarationError(f"put takes what task.call(...) returns, not {call!r}: is it a @task?")
         schedule = self._of_call(call, timing)
         if expires is not None:
             schedule = replace(schedule, using=using_of(replace(call.options, expires=expires)))

@@ -422,6 +422,7 @@ def own_connection(engine: CeleryEngine) -> Any:
 
         def info(self) -> dict[str, Any]:
             """Return what `celery inspect stats` shows."""
-            return {**stock(super()).info(), "transport": self.transport.driver_type}
+            shown = list(map(without_credentials, self.alt))
+            return {**stock(super()).info(), "transport": self.transport.driver_type, "alternates": shown}
 
     return Connection
