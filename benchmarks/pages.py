@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from http import HTTPStatus
 from http.client import HTTPConnection
 from pathlib import Path
@@ -109,7 +110,7 @@ def measured(bridge: Bridge, letters: int, client: Any, server: Any) -> dict[str
     found: dict[str, tuple[int, float]] = {}
     for name, page in addresses(bridge, letters).items():
         look(client, page)  # what is imported and connected once
-        count = commands(server, lambda page=page: look(client, page))  # type: ignore[misc]
+        count = commands(server, partial(look, client, page))
         times: list[float] = []
         for _ in range(TIMES):
             began = time.perf_counter()

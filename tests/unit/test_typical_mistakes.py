@@ -167,9 +167,14 @@ class Refuses:
 def counted(value: Grows | Refuses) -> None: ...
 
 
+def on(name: Any) -> Any:
+    """Ask for a hook as who has no type checker does."""
+    return bridge().on(name)
+
+
 def refusing() -> Refuses:
     value = Refuses(1)
-    value.count = "one"  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+    vars(value)["count"] = "one"
     return value
 
 
@@ -227,12 +232,12 @@ RAISED: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "20 rate_limit": (lambda: task(rate_limit="10/m"), ("'rate_limit'", "queue of its own")),
     "20 min_backoff": (lambda: task(min_backoff=1000), ("'min_backoff'", "min_delay", "seconds")),
     "20 a mistyped option": (lambda: task(que="x"), ("'que'", "did you mean 'queue'")),
-    "16 a signal of Celery's": (lambda: bridge().on("task_failure"), ("'task_failure'", "'dead'", "'retrying'")),  # type: ignore[arg-type]  # pyright: ignore
+    "16 a signal of Celery's": (lambda: on("task_failure"), ("'task_failure'", "'dead'", "'retrying'")),
     "16 a method of Dramatiq's middleware": (
-        lambda: bridge().on("after_process_message"),  # type: ignore[arg-type]  # pyright: ignore
+        lambda: on("after_process_message"),
         ("'after_process_message'", "'succeeded'", "@bridge.around"),
     ),
-    "16 a mistyped hook": (lambda: bridge().on("succeded"), ("'succeded'", "did you mean 'succeeded'")),  # type: ignore[arg-type]  # pyright: ignore
+    "16 a mistyped hook": (lambda: on("succeded"), ("'succeded'", "did you mean 'succeeded'")),
     "23 middleware on Celery": (
         lambda: bridge("celery+memory://").native.add_middleware,
         ("Celery's app", "@bridge.on"),

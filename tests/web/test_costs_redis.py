@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from starlette.testclient import TestClient
 
-from benchmarks.pages import FEW, addresses, commands, fill, keeping_no_answers, place
+from benchmarks.pages import FEW, addresses, commands, fill, keeping_no_answers, look, place
 from taskbridge.web import app
 from tests.servers import PrivateRedis
 
@@ -22,8 +23,8 @@ def test_each_page_takes_a_fixed_number_of_commands_whatever_is_stored(
             """Return by page how many commands it takes; what is imported and connected once comes before."""
             found: dict[str, int] = {}
             for name, page in addresses(bridge, letters).items():
-                assert client.get(f"/{page}").status_code == 200, page
-                found[name] = commands(server, lambda page=page: client.get(f"/{page}"))  # type: ignore[misc]
+                look(client, page)
+                found[name] = commands(server, partial(look, client, page))
             return found
 
         fill(bridge, 0, FEW, FEW, server)

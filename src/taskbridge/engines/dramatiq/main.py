@@ -13,9 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+from dramatiq.cli import HANDLED_SIGNALS
+
 from taskbridge.loading import worker_bridge
 
-_STOP_SIGNALS: Final = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 _LOOK_S: Final = 0.2
 
 
@@ -50,7 +51,7 @@ def _ending_at_signals() -> Generator[None]:
 
 def _look(main: int, loaded: threading.Event) -> None:
     """Tell this process once a signal to stop waits for the main one; where there is no /proc, nobody can know."""
-    wanted = sum(1 << (number - 1) for number in _STOP_SIGNALS)
+    wanted = sum(1 << (number - 1) for number in HANDLED_SIGNALS)
     while not loaded.wait(_LOOK_S):
         try:
             lines = Path(f"/proc/{main}/status").read_text().splitlines()
