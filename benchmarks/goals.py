@@ -130,10 +130,10 @@ GOALS: Final[tuple[Goal, ...]] = (
     # What is added to it is held down by the goal to Dramatiq, who adds less.
     *_below("send-redis", "us", "Celery", 1 / 6, tolerance=1.2),
     *_below("send-redis", "us", "Dramatiq", 0.69, tolerance=0.3),  # 0.63 before the redesign, and 10 %
-    # Where Python was 2 times slower than usual, and Redis was not, these two were up to 1.5 and 2.4 times as high.
-    *_below("many-redis", "us", "Celery, loop", 1 / 25, tolerance=1.2),
+    *_below("many-redis", "us", "Celery, loop", 1 / 25, tolerance=0.4),
     *_below("many-redis", "us", "Celery, one producer", 1 / 12, tolerance=0.3),
-    *_below("many-redis", "us", "Dramatiq", 0.097, tolerance=1.8),  # 0.088 before the redesign, and 10 %
+    # 0.088 before the redesign, and 10 %. It was up to 0.235 where Python was half as fast as usual, and Redis was not.
+    *_below("many-redis", "us", "Dramatiq", 0.097, tolerance=1.5),
     *_below("send-amqp", "us", "Celery", 0.6, tolerance=0.25),
     *_below("send-amqp", "us", "Dramatiq", 1.0, tolerance=0.25),
     *_below("many-amqp", "us", "Celery", 1 / 6, tolerance=0.3),

@@ -42,7 +42,7 @@ BATCH: Final = 1000
 VIEWERS: Final = 50
 VIEWED_S: Final = 60.0
 IDLE_S: Final = 20.0
-OLD_S: Final = 61.0  # for so long nothing is heard of a flow before it is looked at closely
+OLD_S: Final = 61.0  # a flow of which nothing is heard for so long takes more commands
 PAGES: Final = (
     *("", "running", "failures", "messages", "messages?state=done", "dead", "flows", "schedules", "workers"),
     *("message?id=ID", "letter?id=ID", "flow?id=ID"),
@@ -108,6 +108,7 @@ def look(client: Any, page: str) -> None:
 
 def measured(bridge: Bridge, letters: int, client: Any, server: Any) -> dict[str, tuple[int, float]]:
     """Return by page how many commands it takes, and the median of its seconds."""
+    time.sleep(OLD_S)  # all flows have waited long enough then, and take as many commands each time
     found: dict[str, tuple[int, float]] = {}
     for name, page in addresses(bridge, letters).items():
         look(client, page)  # what is imported and connected once
@@ -139,9 +140,9 @@ def served(bridge: Bridge) -> Generator[tuple[int, str]]:
 
 
 def viewers_share(bridge: Bridge, server: Any) -> float:
-    """Return what of a processor 50 viewers of the first page take, in the process that serves it and in Redis.
+    """Return what of a processor 50 viewers of the first page cost, in the process that serves it and in Redis.
 
-    That is more than these two take when nobody looks.
+    What these two take when nobody looks is not counted.
     """
     with served(bridge) as (page, address):
         viewers = [HTTPConnection(address, timeout=LONGEST_S) for _ in range(VIEWERS)]
@@ -154,16 +155,22 @@ def viewers_share(bridge: Bridge, server: Any) -> float:
             assert answer.status == HTTPStatus.OK
             return text
 
-        pages = [view(number) for number in range(VIEWERS)]  # each connects once
-        [period_s] = [float(each) for each in re.findall(rb'data-live="(\d+)"', pages[0])]  # see static/page.js
-        before, began = used_s(page, server), time.monotonic()
-        time.sleep(IDLE_S)
-        idle = (used_s(page, server) - before) / (time.monotonic() - began)
-        before, began = used_s(page, server), time.monotonic()
-        for number in range(int(VIEWERS * VIEWED_S / period_s)):
-            view(number)
-            time.sleep(max(0.0, began + (number + 1) * period_s / VIEWERS - time.monotonic()))
-        return (used_s(page, server) - before) / (time.monotonic() - began) - idle
+        def watch() -> None:
+            began = time.monotonic()
+            for number in range(int(VIEWERS * VIEWED_S / period_s)):
+                view(number)
+                time.sleep(max(0.0, began + (number + 1) * period_s / VIEWERS - time.monotonic()))
+
+        def share(act: Callable[[], object]) -> float:
+            """Return what of a processor the two take while something is done."""
+            before, began = used_s(page, server), time.monotonic()
+            act()
+            return (used_s(page, server) - before) / (time.monotonic() - began)
+
+        first, *_ = [view(number) for number in range(VIEWERS)]  # each connects once
+        [period_s] = [float(each) for each in re.findall(rb'data-live="(\d+)"', first)]  # see static/page.js
+        idle = share(partial(time.sleep, IDLE_S))
+        return share(watch) - idle
 
 
 def used_s(page: int, server: Any) -> float:
@@ -192,7 +199,6 @@ def main(records: int, letters: int) -> None:
     make: Any = TestClient
     with PrivateRedis() as started, place(started) as (bridge, server), make(app(bridge)) as client:
         fill(bridge, 0, FEW, FEW, server)
-        time.sleep(OLD_S)  # as most of the many are, for it takes long to send them
         with keeping_no_answers():
             few = measured(bridge, FEW, client, server)
         fill(bridge, FEW, records, letters, server)

@@ -168,7 +168,7 @@ def counted(value: Grows | Refuses) -> None: ...
 
 
 def on(name: Any) -> Any:
-    """Ask for a hook as who has no type checker does."""
+    """Ask for a hook by any name, as code can that no type checker reads."""
     return bridge().on(name)
 
 
